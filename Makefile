@@ -1,0 +1,64 @@
+# One word each: what can be done with this repository. Nothing needs to be installed before: `make` makes a virtual
+# environment in .venv from the lock file, with plain pip.
+#
+#   make run          start the emulator and a demo listener, relay one exchange (ONCE=1: end after it)
+#   make test         unit, e2e and wire tests; the protocol core must be covered to 100 %
+#   make test-slow    the tests that take longer
+#   make lint         everything that is checked without running: style, types, import directions
+#   make fix          let the formatter and linter change what they can
+#   make bench        measure; prints numbers, checks nothing
+#   make lock         renew requirements.lock from pyproject.toml
+#   make clean        remove what was made
+#
+# PYTHON=python3.13 chooses the interpreter, ARGS="-k name" is handed to pytest.
+
+PYTHON ?= python3
+BIN    := .venv/bin
+READY  := .venv/.ready
+ARGS   ?=
+
+.PHONY: run test test-slow lint fix bench lock clean
+.DEFAULT_GOAL := test
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Trunkline needs Python 3.11 or newer: install one, or name it with PYTHON=python3.x" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+run: $(READY)
+	@$(BIN)/python examples/first_exchange.py $(if $(ONCE),--once)
+
+# The protocol core is measured from its own tests alone: what only an e2e test reaches counts as not covered.
+test: $(READY)
+	$(BIN)/python -m coverage run -m pytest -q tests/protocol
+	$(BIN)/python -m coverage report --fail-under=100
+	$(BIN)/python -m pytest -q -m "not slow" --ignore=tests/protocol $(ARGS)
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: $(READY)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks $(ARGS)
+
+# The lock file holds versions and hashes and no address, so it installs from whatever index pip is set to use.
+lock:
+	@test -x .cache/lock/bin/uv || { $(PYTHON) -m venv .cache/lock && .cache/lock/bin/python -m pip install --quiet uv; }
+	.cache/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --group dev $(if $(UPGRADE),--upgrade) --output-file requirements.lock pyproject.toml
+	@! grep -n '://' requirements.lock
+
+clean:
+	rm -rf .venv .cache .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist

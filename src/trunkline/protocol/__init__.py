@@ -1,0 +1,1 @@
+"""The protocol core: pure data and state machines, no I/O."""

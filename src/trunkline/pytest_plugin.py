@@ -1,0 +1,1 @@
+"""Fixtures for pytest that give a real relay node."""

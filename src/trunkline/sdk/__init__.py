@@ -1,0 +1,1 @@
+"""The asyncio SDK: listener and sender for Trunkline and for Azure Relay."""

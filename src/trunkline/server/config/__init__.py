@@ -1,0 +1,1 @@
+"""Settings of a node and the declarative file."""

@@ -1,0 +1,1 @@
+"""Namespaces, hybrid connections and authorization rules, and where they are kept."""

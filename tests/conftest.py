@@ -1,0 +1,44 @@
+"""How every test of this repository runs.
+
+An `async def test_...` runs on each event loop that users run: uvloop (where there is one) and plain asyncio. The mark
+`loop("asyncio")` keeps a test to one of them. Async fixtures do not exist here: what needs closing is opened with
+`async with` in the test itself, so that a test reads from top to bottom.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+from collections.abc import Callable
+
+import pytest
+
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop] | None] = {"asyncio": None}
+if sys.platform != "win32":
+    import uvloop
+
+    LOOPS = {"uvloop": uvloop.new_event_loop, **LOOPS}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Gives each async test one case per loop, or the one that its mark names."""
+    if not inspect.iscoroutinefunction(metafunc.function):
+        return
+    mark = metafunc.definition.get_closest_marker("loop")
+    names = [name for name in mark.args if name in LOOPS] or ["asyncio"] if mark else list(LOOPS)
+    metafunc.fixturenames.append("event_loop_name")
+    metafunc.parametrize("event_loop_name", names)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Runs an async test in a loop of its own, which is closed after it; a task left behind is cancelled."""
+    function = pyfuncitem.obj
+    if not inspect.iscoroutinefunction(function):
+        return None
+    wanted = inspect.signature(function).parameters
+    arguments = {name: pyfuncitem.funcargs[name] for name in wanted}
+    with asyncio.Runner(loop_factory=LOOPS[pyfuncitem.funcargs["event_loop_name"]]) as runner:
+        runner.run(function(**arguments))
+    return True
