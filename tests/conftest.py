@@ -39,6 +39,6 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         return None
     wanted = inspect.signature(function).parameters
     arguments = {name: pyfuncitem.funcargs[name] for name in wanted}
-    with asyncio.Runner(loop_factory=LOOPS[pyfuncitem.funcargs["event_loop_name"]]) as runner:
+    with asyncio.Runner(loop_factory=LOOPS[pyfuncitem.callspec.params["event_loop_name"]]) as runner:
         runner.run(function(**arguments))
     return True
