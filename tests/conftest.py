@@ -11,6 +11,7 @@ import asyncio
 import inspect
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -33,12 +34,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Runs an async test in a loop of its own, which is closed after it; a task left behind is cancelled."""
+    """Runs an async test in a loop of its own, which is closed after it; a task left behind is cancelled.
+
+    What a callback raised, or a task that nobody awaited, reaches only the loop's exception handler: here it fails the test.
+    """
     function = pyfuncitem.obj
     if not inspect.iscoroutinefunction(function):
         return None
     wanted = inspect.signature(function).parameters
     arguments = {name: pyfuncitem.funcargs[name] for name in wanted}
+    unhandled: list[dict[str, Any]] = []
     with asyncio.Runner(loop_factory=LOOPS[pyfuncitem.callspec.params["event_loop_name"]]) as runner:
+        runner.get_loop().set_exception_handler(lambda _, context: unhandled.append(context))
         runner.run(function(**arguments))
+    for context in unhandled:
+        raise AssertionError(f"not handled in the loop: {context}") from context.get("exception")
     return True
