@@ -1,8 +1,8 @@
 """How every test of this repository runs.
 
-An `async def test_...` runs on each event loop that users run: uvloop (where there is one) and plain asyncio. The mark
-`loop("asyncio")` keeps a test to one of them. Async fixtures do not exist here: what needs closing is opened with
-`async with` in the test itself, so that a test reads from top to bottom.
+An `async def test_...` runs on each event loop that users run: uvloop (where there is one) and plain asyncio.
+The mark `loop("asyncio")` keeps a test to one of them. Async fixtures do not exist here: what needs closing is
+opened with `async with` in the test itself, so that a test reads from top to bottom.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Runs an async test in a loop of its own, which is closed after it; a task left behind is cancelled.
 
-    What a callback raised, or a task that nobody awaited, reaches only the loop's exception handler: here it fails the test.
+    What a callback raised, or a task that nobody awaited, reaches only the loop's exception handler: here it
+    fails the test.
     """
     function = pyfuncitem.obj
     if not inspect.iscoroutinefunction(function):
@@ -44,7 +45,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     wanted = inspect.signature(function).parameters
     arguments = {name: pyfuncitem.funcargs[name] for name in wanted}
     unhandled: list[dict[str, Any]] = []
-    with asyncio.Runner(loop_factory=LOOPS[pyfuncitem.callspec.params["event_loop_name"]]) as runner:
+    loop_factory = LOOPS[str(pyfuncitem.callspec.params["event_loop_name"])]
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.get_loop().set_exception_handler(lambda _, context: unhandled.append(context))
         runner.run(function(**arguments))
     for context in unhandled:
