@@ -1,8 +1,8 @@
 """How every test of this repository runs.
 
 An `async def test_...` runs on each event loop that users run: uvloop (where there is one) and plain asyncio.
-The mark `loop("asyncio")` keeps a test to one of them. Async fixtures do not exist here: what needs closing is
-opened with `async with` in the test itself, so that a test reads from top to bottom.
+The mark `loop("asyncio")` keeps a test to one of them. Async fixtures do not exist here: what needs closing
+is opened with `async with` in the test itself, so that a test reads from top to bottom.
 """
 
 from __future__ import annotations
