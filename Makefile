@@ -43,7 +43,7 @@ test-slow: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
+	$(BIN)/mypy $(wildcard src tests examples benchmarks)
 	$(BIN)/lint-imports
 
 fix: $(READY)

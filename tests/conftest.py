@@ -9,11 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
+import hypothesis
 import pytest
+
+# How long one example takes says more about the machine than about the code. In CI hypothesis has its own profile.
+hypothesis.settings.register_profile("workstation", deadline=None)
+if not os.environ.get("CI"):
+    hypothesis.settings.load_profile("workstation")
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop] | None] = {"asyncio": None}
 if sys.platform != "win32":

@@ -19,7 +19,7 @@ PACKAGES = ("package.json", "package-lock.json", ".npmrc", "builtin/package.json
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All tests of this folder are wire tests, on one loop: what they try is the node and the foreign client."""
+    """Every test of this folder is a wire test."""
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.wire)
