@@ -118,7 +118,7 @@ class EntityStore(Protocol):
         """Removes the version that the writer has read, and gives the revision of that. Raises EtagMismatch."""
         ...
 
-    async def list(self, prefix: str) -> list[Document]:
+    async def list(self, prefix: str) -> tuple[Document, ...]:
         """Every document whose id begins with ``prefix``, by id. End the prefix with a slash to stay in a folder."""
         ...
 
