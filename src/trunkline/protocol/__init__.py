@@ -1,1 +1,15 @@
-"""The protocol core: pure data and state machines, no I/O."""
+"""The protocol core: data and state machines, no I/O. In the order data meets the pieces:
+
+    urls               what a request target asks for; the addresses handed out
+    connection_string  where an entity is, and with which key
+    sas                shared access signatures: made, read, checked
+    limits             every number a user can set, and the constants of the wire
+    frames             bytes <-> WebSocket frames and messages
+    messages           text <-> commands of the control channel
+    control_channel    a listener's long-lived WebSocket, both ends of it
+    rendezvous         one sender, from its offer to the join
+    splice             two joined WebSockets, frame by frame
+    errors             everything that can go wrong, with status and close code
+
+Events and the time go in, commands come out; what runs them is in `trunkline.server` and `trunkline.sdk`.
+"""

@@ -42,6 +42,8 @@ LONGEST_TOKEN_LIFETIME = 86_400
 RECONNECT_DELAYS = (0, 1, 2, 5, 10, 30)
 #: Seconds between two pings of the SDK, on its control channel and on an idle data connection.
 HEARTBEAT = 30.0
+#: Characters of the path of a hybrid connection (Azure Relay).
+ENTITY_PATH_LIMIT = 260
 #: Authorization rules of one namespace or one hybrid connection (Azure Relay).
 MAX_RULES = 12
 #: Characters of a rule name or of a key (Azure Relay).
