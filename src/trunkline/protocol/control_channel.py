@@ -23,7 +23,7 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trunkline.protocol import messages
 from trunkline.protocol.errors import (
@@ -108,10 +108,7 @@ class Send:
 class CheckToken:
     """The listener sent a new token: check it, then call `token_accepted` or `token_refused`."""
 
-    token: str
-
-    def __repr__(self) -> str:
-        return "CheckToken(...)"
+    token: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
