@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from playbook import Playbook, event
 
+from playbook import Playbook, event
 from trunkline.protocol import messages
 from trunkline.protocol.control_channel import (
     AbortTransport,
@@ -223,6 +223,11 @@ def test_relay_ignores_the_outcome_of_a_check_that_comes_after_the_end() -> None
     channel.connection_lost(1.0)
     assert Playbook(channel) >> event.token_accepted(9999.0, 2.0) >> event.token_refused(InvalidSignature(), 2.0)
     assert channel.expires_at == 3600.0
+
+
+def test_listener_does_not_show_the_token_that_it_sends() -> None:
+    [command] = listener_end().renew("SharedAccessSignature sig=secret", 100.0, 1.0)
+    assert repr(command) == "Send(TEXT, 65 bytes)"
 
 
 def test_relay_delivers_a_response_without_a_body() -> None:
@@ -1040,7 +1045,7 @@ def test_any_chunking_of_what_a_peer_sends_means_the_same(
     check_conversation(whole)
 
 
-@given(st.lists(st.integers(1, 400), min_size=1, max_size=40), st.integers(1, 900))
+@given(st.lists(st.integers(1, 400), min_size=2, max_size=5), st.integers(1, 900))
 def test_listener_that_gets_its_tokens_never_lets_one_expire(lifetimes: list[int], margin: int) -> None:
     channel = listener_end(expires_at=float(lifetimes[0]), renew_margin=margin, heartbeat=0)
     now, expires_at = 0.0, float(lifetimes[0])

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from playbook import Playbook, event
 
+from playbook import Playbook, event
 from trunkline.protocol.errors import (
     BadGateway,
     ConnectionLost,

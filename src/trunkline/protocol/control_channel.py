@@ -7,8 +7,9 @@
       | <---------------- Ping, Pong, Close ---------->|
 
 `RelayControlChannel` and `ListenerControlChannel` are the two ends. No I/O: bytes and the passing of time go in
-through `receive` and `tick`, commands come out, in the order to run them. Times are seconds since the epoch, given
-as `now`; call `tick` about once a second (more often where a limit is shorter).
+through `receive` and `tick`, commands come out, in the order to run them. All times, the expiry of tokens among them,
+are seconds on one clock of the caller's choice; call `tick` about once a second (more often where a limit is
+shorter).
 
 How a channel ends. `Ended` comes exactly once, with the first sign of the end: the peer's Close, our own Close, a
 violation, silence, or the loss of the transport. From then on the channel offers and delivers nothing.
@@ -99,9 +100,13 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Write these bytes to the peer."""
+    """Write these bytes to the peer: one frame, or the fragments of one message."""
 
     data: bytes
+
+    def __repr__(self) -> str:
+        # Not the bytes: they may hold a token, or the address of a rendezvous.
+        return f"Send({Opcode(self.data[0] & 0x0F).name}, {len(self.data)} bytes)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,7 +366,7 @@ class RelayControlChannel(_End):
     Args:
         limits: of the hybrid connection.
         expires_at: when the listener's token expires.
-        now: seconds since the epoch.
+        now: seconds.
         tracking_id: of the channel; stands in the reason of every Close frame.
         ping_phase: 0 up to 1, which part of the interval the first ping comes early; spreads the pings of many
             channels that opened at once.
@@ -489,7 +494,7 @@ class ListenerControlChannel(_End):
     """The listener's end. The relay is the WebSocket server.
 
     Args:
-        now: seconds since the epoch.
+        now: seconds.
         expires_at: when the token that opened the channel expires; None if it is not known, and then no new one is
             ever asked for.
         new_mask: makes 4 random bytes, the mask key of one frame.
