@@ -216,6 +216,15 @@ def is_valid_close_code(code: int) -> bool:
     return 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999
 
 
+def is_utf8(data: bytes) -> bool:
+    """True when `data` is whole, valid UTF-8 (RFC 3629)."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def parse_close(payload: bytes) -> Close:
     """Read the payload of a Close frame.
 
@@ -229,10 +238,9 @@ def parse_close(payload: bytes) -> Close:
     code = payload[0] << 8 | payload[1]
     if not is_valid_close_code(code):
         raise InvalidFrame(f"A Close frame has the code {code}, which may not be sent")
-    try:
-        return Close(code, payload[2:].decode())
-    except UnicodeDecodeError:
-        raise InvalidFrame("The reason of a Close frame is not UTF-8") from None
+    if not is_utf8(payload[2:]):
+        raise InvalidFrame("The reason of a Close frame is not UTF-8")
+    return Close(code, payload[2:].decode())
 
 
 class FrameDecoder:
@@ -269,7 +277,8 @@ class FrameDecoder:
             InvalidFrame: at the place of the violation, after what came before it; again at each later call.
         """
         if self._violation is not None:
-            raise self._violation
+            # Without the traceback of the last time: it would grow with each call, and keep that read's bytes alive.
+            raise self._violation.with_traceback(None)
         if self._held:
             data = self._held + bytes(data)
             self._held = b""
@@ -383,7 +392,7 @@ class MessageDecoder:
             InvalidMessage: a TEXT message is not UTF-8 (RFC 6455 section 8.1).
         """
         if self._violation is not None:
-            raise self._violation
+            raise self._violation.with_traceback(None)
         for item in self._frames.feed(data):
             if isinstance(item, Control):
                 yield item
@@ -397,10 +406,7 @@ class MessageDecoder:
             if item.end:
                 payload = bytes(self._buffer)
                 self._buffer.clear()
-                if item.opcode is Opcode.TEXT:
-                    try:
-                        payload.decode()
-                    except UnicodeDecodeError:
-                        self._violation = InvalidMessage("A TEXT message is not UTF-8")
-                        raise self._violation from None
+                if item.opcode is Opcode.TEXT and not is_utf8(payload):
+                    self._violation = InvalidMessage("A TEXT message is not UTF-8")
+                    raise self._violation
                 yield Message(item.opcode, payload)

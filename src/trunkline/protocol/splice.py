@@ -45,10 +45,11 @@ from trunkline.protocol.frames import (
 )
 from trunkline.protocol.limits import Limits
 
-# The two bytes that begin an unmasked frame of under 126 bytes, by first byte and length: cheaper than making them.
-_SHORT_HEADS = tuple(tuple(bytes((first, length)) for length in range(126)) for first in range(256))
+# The two bytes that begin an unmasked frame, by first byte and length: cheaper than making them. 126 says that the
+# length follows in two bytes (RFC 6455 section 5.2).
+_HEADS = tuple(tuple(bytes((first, length)) for length in range(127)) for first in range(256))
 
-# First bytes from which a short frame goes the fast way: data frames of any kind.
+# Whether a frame is a control frame, by its first byte.
 _IS_CONTROL = tuple(bool(first & CONTROL_BIT) for first in range(256))
 
 
@@ -159,20 +160,32 @@ class Lane:
         position, end = 0, len(data)
         if self._remaining:
             position = self._pass(data, 0, end, out)
-        # The way of a short whole data frame, the case that decides how many messages a second pass: table look-ups,
-        # no call but the masker's. Everything else is for `_slow`.
-        masker, append = self._masker, out.append
-        limit = self.frame_limit if self.frame_limit < 126 else 126
+        # The way of a whole data frame of up to 65,535 bytes within the limit, which decides how many messages a second
+        # pass: table look-ups, no call but the masker's. Everything else is for `_slow`.
+        masker, append, frame_limit = self._masker, out.append, self.frame_limit
+        short_limit = min(frame_limit, 125)
         messages = payload = 0
         while end - position >= 2:
             first = data[position]
             length = data[position + 1] - MASKED
-            if 0 <= length < limit and not _IS_CONTROL[first]:
+            if 0 <= length <= short_limit and not _IS_CONTROL[first]:
                 start = position + 6
                 stop = start + length
                 if stop <= end:
-                    append(_SHORT_HEADS[first][length])
+                    append(_HEADS[first][length])
                     append(masker(data[start:stop], data[position + 2 : start]))
+                    messages += first >> 7
+                    payload += length
+                    position = stop
+                    continue
+            elif length == 126 and end - position >= 8 and not _IS_CONTROL[first]:
+                length = data[position + 2] << 8 | data[position + 3]
+                start = position + 8
+                stop = start + length
+                if 126 <= length <= frame_limit and stop <= end:
+                    append(_HEADS[first][126])
+                    append(data[position + 2 : position + 4])
+                    append(masker(data[start:stop], data[position + 4 : start]))
                     messages += first >> 7
                     payload += length
                     position = stop
@@ -203,18 +216,17 @@ class Lane:
             if header.first & CONTROL_BIT:
                 return self._control(header, data, position, end, out)
             if self.reject_oversize and header.length > self.frame_limit:
-                raise MessageTooLarge(
-                    f"A frame has {header.length} bytes; at most {self.frame_limit} are allowed here"
-                )
+                raise MessageTooLarge(f"A frame has {header.length} bytes; at most {self.frame_limit} are allowed here")
         except ProtocolViolation as violation:
-            self.violation = violation
+            # Without the traceback, whose frames would keep the bytes of this read alive.
+            self.violation = violation.with_traceback(None)
             return -1
         self._first = header.first
         self._remaining = header.length
         self._mask = header.mask
         position += header.size
         if header.length == 0:
-            out.append(_SHORT_HEADS[header.first][0])
+            out.append(_HEADS[header.first][0])
             self.messages += header.first >> 7
             return position
         return self._pass(data, position, end, out)
@@ -276,11 +288,11 @@ class Lane:
         elif opcode == Opcode.CLOSE:
             parse_close(payload)
             self.close = payload
-            out.append(_SHORT_HEADS[header.first][header.length])
+            out.append(_HEADS[header.first][header.length])
             out.append(payload)
             return -1
         elif opcode != Opcode.PONG:
-            out.append(_SHORT_HEADS[header.first][header.length])
+            out.append(_HEADS[header.first][header.length])
             out.append(payload)
         return stop
 
