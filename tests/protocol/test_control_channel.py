@@ -416,11 +416,15 @@ def test_wedged_listener_that_only_moves_its_frames_is_alive(sign: Opcode) -> No
 
 
 def test_listener_is_not_lost_because_the_relay_itself_stood_still() -> None:
+    pong = from_listener(Opcode.PONG)
     assert (
         Playbook(relay_end())
+        >> event.tick(30.0)
+        << PING
+        >> event.receive(pong, 30.1)
         >> event.tick(500.0)
         << PING
-        >> event.receive(from_listener(Opcode.PONG), 500.1)
+        >> event.receive(pong, 500.1)
         >> event.tick(501.0)
     )
 
@@ -495,6 +499,11 @@ def test_relay_closes_with_1008_when_the_token_expired_and_its_grace_is_over() -
         >> event.tick(29.0)
     )
     assert channel.state is State.CLOSING
+
+
+def test_relay_sends_no_ping_after_the_close_that_fell_due_at_the_same_time() -> None:
+    channel = relay_end(expires_at=20, token_grace=8)
+    assert Playbook(channel) >> event.tick(30.0) << closes(1008) << ends(1008) >> event.tick(31.0)
 
 
 def test_relay_closes_at_the_expiry_without_a_grace() -> None:
