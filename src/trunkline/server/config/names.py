@@ -12,6 +12,9 @@ import re
 from trunkline.protocol.errors import InvalidSetting
 from trunkline.protocol.limits import KEY_NAME_LIMIT
 
+#: Characters of user metadata (the classic documentation of Azure Relay; the specification names no limit).
+USER_METADATA_LIMIT = 1024
+
 # Azure's "naming rules for resources", Microsoft.Relay. \Z and not $: $ also matches before a final line feed.
 _NAMESPACE = re.compile(r"[A-Za-z](?:[A-Za-z0-9-]{4,48})[A-Za-z0-9]\Z")
 _HYBRID_CONNECTION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,258}[A-Za-z0-9])?\Z")
@@ -45,9 +48,7 @@ def rule_name(name: object) -> str:
     """1 to 50 characters."""
     if isinstance(name, str) and _RULE.match(name):
         return name
-    raise _refused(
-        "a rule is named with 1 to 50 letters, digits and . - _, a letter or digit first and last", name
-    )
+    raise _refused("a rule is named with 1 to 50 letters, digits and . - _, a letter or digit first and last", name)
 
 
 def rule_key(key: object) -> str:
@@ -60,6 +61,13 @@ def rule_key(key: object) -> str:
             " (the value is not shown)"
         )
     return key
+
+
+def user_metadata(text: object) -> str:
+    """Up to 1,024 characters."""
+    if isinstance(text, str) and len(text) <= USER_METADATA_LIMIT:
+        return text
+    raise InvalidSetting(f"user metadata is text of at most {USER_METADATA_LIMIT} characters")
 
 
 def host_name(name: object) -> str:

@@ -53,9 +53,7 @@ class Grant:
     def require(self, right: Right) -> None:
         """Raises AccessDenied without that right."""
         if right not in self.rights:
-            raise AccessDenied(
-                f"Unauthorized access. '{right.value}' claim(s) are required to perform this operation"
-            )
+            raise AccessDenied(f"Unauthorized access. '{right.value}' claim(s) are required to perform this operation")
 
 
 #: Checks a bearer token: (token, namespace, entity or None, now) -> Grant; raises AuthorizationFailed.

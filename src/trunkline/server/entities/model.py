@@ -28,9 +28,6 @@ from trunkline.server.config import names
 SUBSCRIPTION = "00000000-0000-0000-0000-000000000000"
 RESOURCE_GROUP = "trunkline"
 
-#: Characters of user metadata (the classic documentation of Azure Relay; the specification names no limit).
-USER_METADATA_LIMIT = 1024
-
 _ID = re.compile(
     r"(?P<namespace>/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft\.Relay/namespaces/(?P<name>[^/]+))"
     r"(?:/hybridConnections/(?P<hybrid_connection>.+))?\Z",
@@ -187,8 +184,8 @@ def check_entity(entity: Entity) -> None:
                 raise InvalidSetting(f"host {host} is kept in lower case: {names.host_name(host)}")
     else:
         names.hybrid_connection_name(entity.name)
-        if entity.user_metadata is not None and len(entity.user_metadata) > USER_METADATA_LIMIT:
-            raise InvalidSetting(f"user_metadata has at most {USER_METADATA_LIMIT} characters")
+        if entity.user_metadata is not None:
+            names.user_metadata(entity.user_metadata)
     scope: Scope = "namespace" if isinstance(entity, Namespace) else "hybrid_connection"
     for name, value in entity.limits.items():
         check(name, value, scope=scope)

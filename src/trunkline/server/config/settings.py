@@ -1,0 +1,250 @@
+"""Settings of a node: one table, `NodeSettings`, read from flags, environment, file and defaults, nearest first.
+
+Each field of the table is one setting: its name, default, check and help are here and nowhere else. It is
+``port`` in the ``[node]`` table of a file, ``TRUNKLINE_PORT`` in the environment and ``--port`` on the command
+line. The limits of `trunkline.protocol.limits` are settings of the node as well.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from trunkline.protocol.errors import InvalidSetting
+from trunkline.protocol.limits import LIMITS, Value, check, read
+from trunkline.server.config import names
+from trunkline.server.config.declarative import Declaration
+from trunkline.server.config.errors import InvalidConfiguration, nearest, shown
+
+ENVIRONMENT_PREFIX = "TRUNKLINE_"
+
+
+def _path(value: Path) -> Path:
+    if not str(value).isprintable():
+        raise InvalidSetting("a path holds only printable characters")
+    return value
+
+
+class TlsFiles(BaseModel, frozen=True, extra="forbid"):
+    """A certificate that somebody else made."""
+
+    #: PEM: the certificate of the node, then those between it and its authority.
+    certificate: Annotated[Path, AfterValidator(_path)]
+    #: PEM, without a passphrase.
+    key: Annotated[Path, AfterValidator(_path)]
+
+
+def _port(value: object) -> int:
+    """0 to 65535; 0 lets the system choose. Booleans are numbers to Python, and no ports."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 5:
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 65_535:
+        raise InvalidSetting("it must be a number from 0 to 65535")
+    return value
+
+
+def _tls(value: object) -> object:
+    if isinstance(value, Mapping):
+        wrong = [key for key in value if key not in TlsFiles.model_fields]
+        missing = [key for key in TlsFiles.model_fields if not isinstance(value.get(key), str | Path)]
+        if not wrong and not missing:
+            return dict(value)
+    elif isinstance(value, TlsFiles) or value in ("development", "off"):
+        return value
+    raise InvalidSetting('it must be "development", "off" or { certificate = "FILE", key = "FILE" }')
+
+
+def _public_url(value: object) -> object:
+    if value is None:
+        return None
+    try:
+        parts = urlsplit(str(value))
+        host, port = names.host_name(parts.hostname), parts.port
+    except ValueError:
+        parts = None
+    if parts is None or parts.scheme not in ("http", "https") or parts.path not in ("", "/") or "@" in parts.netloc:
+        raise InvalidSetting("it must be https://HOST[:PORT] or http://HOST[:PORT]")
+    if parts.query or parts.fragment:
+        raise InvalidSetting("it must have neither a query nor a fragment")
+    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{f':{port}' if port else ''}"
+
+
+Host = Annotated[str, AfterValidator(names.host_name)]
+Port = Annotated[int, BeforeValidator(_port)]
+
+
+class NodeSettings(BaseSettings):
+    """The settings of one node; made by `load`, or directly with the values that differ from the defaults."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX,
+        env_nested_delimiter="__",  # TRUNKLINE_TLS__CERTIFICATE and TRUNKLINE_TLS__KEY
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+    )
+
+    host: Host = Field("127.0.0.1", description="address that the data plane binds to; 0.0.0.0 or :: is all of them")
+    port: Port = Field(8443, description="port of the data plane; 0 lets the system choose")
+    admin_host: Host = Field("127.0.0.1", description="address of the admin port")
+    admin_port: Port = Field(8081, description="port of /healthz and /readyz; 0 lets the system choose")
+    tls: Annotated[Literal["development", "off"] | TlsFiles, BeforeValidator(_tls)] = Field(
+        "development",
+        description="development: certificates of an authority that the node makes and keeps in the data folder;"
+        " off: none, for a proxy in front that ends TLS; or a certificate file and its key file",
+    )
+    domain: Host = Field("localhost", description="a namespace is reached as <name>.<domain>")
+    data: Annotated[Path, AfterValidator(_path)] = Field(
+        Path("data"), description="folder for entities, keys and certificates that the node keeps"
+    )
+    public_url: Annotated[str | None, BeforeValidator(_public_url)] = Field(
+        None, description="how listeners and senders reach this node, when that is not the host and port it binds to"
+    )
+    preset: Literal["default", "azure"] = Field(
+        "default", description="defaults of every limit; azure: as the real service was seen to do"
+    )
+    #: The limits that were set on the node itself; what was not set is decided by `preset`.
+    limits: Mapping[str, Value] = Field(default_factory=dict)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)  # `load` lays the sources over each other: it must say which one was wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row of the table, for ``--help`` and the documentation."""
+
+    #: Key in the ``[node]`` table.
+    name: str
+    #: As it would be written in the file; None: nothing.
+    default: object
+    #: Environment variable.
+    variable: str
+    #: Command line option.
+    flag: str
+    help: str
+
+
+#: The table: every setting of a node by its name, limits last.
+SETTINGS: Mapping[str, Setting] = {
+    name: Setting(name, default, f"{ENVIRONMENT_PREFIX}{name.upper()}", f"--{name.replace('_', '-')}", help)
+    for name, default, help in (
+        *(
+            (name, row.default, row.description or "")
+            for name, row in NodeSettings.model_fields.items()
+            if name != "limits"
+        ),
+        *((name, row.default, row.help) for name, row in LIMITS.items()),
+    )
+}
+
+
+def load(declaration: Declaration | None = None, flags: Mapping[str, object] | None = None) -> NodeSettings:
+    """The settings in force.
+
+    Parameters
+    ----------
+    declaration: its ``[node]`` table counts; relative paths in it begin at the folder of the file, all others
+        at the working folder.
+    flags: by name of the setting; None means that the flag was not given.
+
+    Raises InvalidConfiguration, which names the flag, the variable or the line of the file.
+    """
+    layers = (
+        (_from_file(declaration), partial(_in_file, declaration), check),
+        (_from_environment(), _in_environment, _checked_text),
+        ({name: value for name, value in (flags or {}).items() if value is not None}, _in_flags, _checked_text),
+    )
+    values: dict[str, object] = {}
+    limits: dict[str, Value] = {}
+    places: dict[str, _Place] = {}
+    for layer, place_of, checked in layers:
+        for name, value in layer.items():
+            places[name] = place_of(name)
+            if name not in SETTINGS:
+                raise places[name](f"there is no such setting{nearest(name, SETTINGS)}")
+            if name not in LIMITS:
+                values[name] = value
+                continue
+            try:
+                limits[name] = checked(name, value)
+            except InvalidSetting as error:
+                raise places[name](error.message) from None
+    try:
+        return NodeSettings.model_validate({**values, "limits": limits})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        problem = first["msg"].removeprefix("Value error, ")
+        raise places[name](f"{shown(values[name])} is not allowed: {problem}") from None
+
+
+#: Makes the error about a value, from what is wrong with it, in the place where it was written.
+_Place = Callable[[str], InvalidConfiguration]
+
+
+def _in_file(declaration: Declaration | None, name: str) -> _Place:
+    assert declaration is not None
+    return partial(declaration.error, ("node", name))
+
+
+def _in_environment(name: str) -> _Place:
+    return partial(InvalidConfiguration, place=SETTINGS[name].variable)
+
+
+def _in_flags(name: str) -> _Place:
+    return partial(InvalidConfiguration, place=f"--{name.replace('_', '-')}")
+
+
+def _checked_text(name: str, value: object) -> Value:
+    """A limit from a place that knows only text; the CLI may have made a number of it already."""
+    return read(name, value) if isinstance(value, str) else check(name, value)
+
+
+def _from_file(declaration: Declaration | None) -> dict[str, object]:
+    if declaration is None:
+        return {}
+    values, folder = dict(declaration.node), declaration.folder or Path()
+    if isinstance(values.get("data"), str):
+        values["data"] = folder / values["data"]
+    if isinstance(tls := values.get("tls"), Mapping):
+        values["tls"] = {key: folder / file if isinstance(file, str) else file for key, file in tls.items()}
+    return values
+
+
+def _from_environment() -> dict[str, object]:
+    try:
+        values = dict(EnvSettingsSource(NodeSettings)())
+    except SettingsError as error:
+        raise InvalidConfiguration(str(error), place="environment") from None
+    values.pop("limits", None)
+    # Kubernetes sets TRUNKLINE_PORT=tcp://10.0.0.1:8443 in every pod when a service is named "trunkline".
+    if str(values.get("port")).startswith("tcp://"):
+        del values["port"]
+    for name in LIMITS:
+        text = os.environ.get(SETTINGS[name].variable)
+        if text:
+            values[name] = text
+    return values
