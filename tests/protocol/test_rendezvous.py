@@ -250,6 +250,20 @@ def test_sender_is_offered_to_another_listener_when_a_wedged_one_is_deposed() ->
     assert machine.listener_id == "b"
 
 
+def test_deadline_of_a_lost_listener_is_not_held_against_the_next() -> None:
+    machine = offered(to="a")
+    assert (
+        Playbook(machine)
+        >> event.listener_lost("a", 30.9)
+        << PlaceOffer
+        >> event.placed("b", 31.0)
+        >> event.expired(31.1, deposed=True)
+        >> event.expired(60.9, deposed=False)
+    )
+    assert machine.state is State.OFFERED
+    assert Playbook(machine) >> event.expired(61.0, deposed=False) << Refusal(ConnectionNotEstablished)
+
+
 def test_sender_gets_504_when_the_only_listener_was_wedged() -> None:
     assert (
         Playbook(offered(to="a"))
@@ -383,7 +397,9 @@ errors = st.sampled_from([NoListener(), ListenersExcluded(), QuotaExceeded()])
 happenings = st.one_of(
     st.builds(lambda who: event.placed(who, 1.0), listeners),
     st.builds(lambda error: event.not_placed(error), errors),
-    st.builds(lambda deposed: event.expired(2.0, deposed=deposed), st.booleans()),
+    st.builds(
+        lambda now, deposed: event.expired(now, deposed=deposed), st.sampled_from([2.0, 50.0, 1e3]), st.booleans()
+    ),
     st.builds(lambda who: event.listener_lost(who, 3.0), listeners),
     st.just(event.sender_left(4.0)),
     st.builds(

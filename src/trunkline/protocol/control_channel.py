@@ -200,8 +200,8 @@ class _End(ABC):
         self._ping_interval = ping_interval
         self._idle_timeout = idle_timeout
         self._next_ping_at = next_ping_at
-        # A ping was sent and nothing at all has been received since.
-        self._unanswered = False
+        # When the first ping was sent after which nothing at all has been received; None: there is none.
+        self._unanswered_since: float | None = None
         # When our Close was sent; of no meaning while OPEN.
         self._closing_since = now
 
@@ -213,7 +213,7 @@ class _End(ABC):
             return []
         if data:
             self.last_received_at = now
-            self._unanswered = False
+            self._unanswered_since = None
         commands: list[Command] = []
         try:
             for item in self._decoder.feed(data):
@@ -321,14 +321,18 @@ class _End(ABC):
     def _is_silent(self, now: float) -> bool:
         if not self._idle_timeout or now - self.last_received_at < self._idle_timeout:
             return False
-        # Where pings are what keeps a healthy peer alive, one must have gone unanswered: after this process itself
-        # stood still (a suspended machine), the silence is not the peer's.
-        return self._unanswered or not 0 < self._ping_interval < self._idle_timeout
+        if not 0 < self._ping_interval < self._idle_timeout:
+            return True
+        # Where pings keep a healthy peer alive, one must have gone unanswered, and for as long as it usually has.
+        # After this process itself stood still (a suspended machine), the silence is not the peer's.
+        fair = self._idle_timeout - self._ping_interval
+        return self._unanswered_since is not None and now - self._unanswered_since >= fair
 
     def _ping(self, now: float) -> list[Command]:
         if self.state is not State.OPEN or not self._ping_interval or now < self._next_ping_at:
             return []
-        self._unanswered = True
+        if self._unanswered_since is None:
+            self._unanswered_since = now
         # Kept in step, so that channels spread over the interval stay spread; after a pause, one ping is enough.
         self._next_ping_at += self._ping_interval
         if self._next_ping_at <= now:

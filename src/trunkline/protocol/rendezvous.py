@@ -200,13 +200,15 @@ class Rendezvous:
         return [RefuseSender(error)]
 
     def expired(self, now: float, *, deposed: bool) -> list[Command]:
-        """The deadline has passed.
+        """The deadline has passed. Before it has, nothing happens: the call was about a listener asked earlier.
 
         Args:
             now: seconds.
             deposed: the listener is no longer the one to ask (it let two in a row expire under `active-standby`), so
                 the sender is offered to another one. Otherwise the sender is refused: it has waited long enough.
         """
+        if now < self.deadline:
+            return []
         error = ConnectionNotEstablished(tracking_id=self.tracking_id)
         if deposed and self._happens(Event.DEPOSED):
             return self._ask_another(error, now)
