@@ -1,0 +1,283 @@
+"""The listener's end, and the two ends together."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+
+from control_channel_ends import (
+    MASK,
+    PING,
+    Sends,
+    accept,
+    closes,
+    ends,
+    from_listener,
+    from_relay,
+    listener_end,
+    relay_end,
+)
+from playbook import Playbook, event
+from trunkline.protocol import messages
+from trunkline.protocol.control_channel import (
+    AbortTransport,
+    CheckToken,
+    CloseTransport,
+    Ended,
+    ListenerControlChannel,
+    NeedToken,
+    Offered,
+    Send,
+    State,
+)
+from trunkline.protocol.errors import HeadersTooLarge
+from trunkline.protocol.frames import Opcode, close_payload, mask_bytes, parse_close
+
+
+def test_listener_is_offered_what_the_relay_sends() -> None:
+    [offer] = relay_end().offer(accept(Host="relay.local"))
+    assert isinstance(offer, Send)
+    assert Playbook(listener_end()) >> event.receive(offer.data, 1.0) << Offered(accept(Host="relay.local"))
+
+
+def test_listener_ignores_commands_that_it_does_not_know_and_bodies() -> None:
+    channel = listener_end()
+    request = {"request": {"address": "wss://a/$hc/b?sb-hc-id=c", "id": "c"}}
+    assert (
+        Playbook(channel)
+        >> event.receive(from_relay(Opcode.TEXT, b'{"somethingNew":{}}'), 1.0)
+        >> event.receive(from_relay(Opcode.TEXT, json.dumps(request).encode()), 1.0)
+        >> event.receive(from_relay(Opcode.BINARY, b"body"), 1.0)
+    )
+    assert channel.state is State.OPEN
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (from_relay(Opcode.TEXT, b"{"), 1007),
+        (from_listener(Opcode.TEXT, b"{}"), 1002),
+        (from_relay(Opcode.TEXT, b'{"accept":{}}'), 1007),
+    ],
+)
+def test_relay_that_breaks_the_rules_is_left(data: bytes, code: int) -> None:
+    assert Playbook(listener_end()) >> event.receive(data, 1.0) << closes(code) << ends(code)
+
+
+def test_listener_masks_every_frame_with_a_key_of_its_own() -> None:
+    keys = (bytes([n] * 4) for n in itertools.count(1))
+    channel = ListenerControlChannel(
+        now=0.0, expires_at=None, new_mask=lambda: next(keys), heartbeat=30, renew_margin=300
+    )
+    commands = (
+        channel.receive(from_relay(Opcode.PING, b"?"), 1.0)
+        + channel.tick(30.0)
+        + channel.renew("t", None, 31.0)
+        + channel.close(32.0)
+    )
+    sent = [command.data for command in commands if isinstance(command, Send)]
+    assert [data[2:6] for data in sent] == [bytes([n] * 4) for n in (1, 2, 3, 4)]
+    assert all(data[1] & 0x80 for data in sent)
+
+
+def test_listener_uses_the_masker_that_it_is_given() -> None:
+    calls: list[bytes] = []
+
+    def masker(data: bytes | memoryview, mask: bytes | memoryview) -> bytes:
+        calls.append(bytes(data))
+        return mask_bytes(data, mask)
+
+    channel = ListenerControlChannel(now=0.0, expires_at=None, new_mask=lambda: MASK, renew_margin=300, masker=masker)
+    channel.receive(from_relay(Opcode.PING, b"abc"), 1.0)
+    assert calls == [b"abc"]
+
+
+def test_listener_pings_at_each_heartbeat_and_finds_a_dead_link_within_two() -> None:
+    channel = listener_end(heartbeat=10)
+    assert (
+        Playbook(channel)
+        >> event.tick(10.0)
+        << PING
+        >> event.receive(from_relay(Opcode.PONG), 10.1)
+        >> event.tick(20.0)
+        << PING
+        >> event.tick(30.0)
+        << PING
+        >> event.tick(30.1)
+        << AbortTransport()
+        << Ended(True, None, "Nothing was received for 20 seconds")
+        >> event.tick(40.0)
+        >> event.connection_lost(40.0)
+    )
+
+
+def test_listener_answers_the_pings_of_the_relay() -> None:
+    assert Playbook(listener_end()) >> event.receive(from_relay(Opcode.PING, b"x"), 1.0) << Sends(Opcode.PONG, b"x")
+
+
+def test_listener_without_a_heartbeat_neither_pings_nor_gives_up() -> None:
+    channel = listener_end(heartbeat=0)
+    assert Playbook(channel) >> event.tick(10_000.0)
+    assert channel.state is State.OPEN
+
+
+def test_listener_leaves_in_order() -> None:
+    channel = listener_end()
+    assert (
+        Playbook(channel)
+        >> event.close(1.0)
+        << Sends(Opcode.CLOSE, close_payload(1000, "The listener closes"))
+        << Ended(False, 1000, "The listener closes")
+        >> event.close(1.1)
+        >> event.receive(from_relay(Opcode.TEXT, messages.encode(accept()).encode()), 1.2)
+        >> event.receive(from_relay(Opcode.CLOSE, close_payload(1000)), 1.3)
+        << CloseTransport()
+        >> event.connection_lost(1.4)
+    )
+
+
+def test_listener_does_not_wait_for_ever_for_the_relay_to_answer_its_close() -> None:
+    assert (
+        Playbook(listener_end())
+        >> event.close(1.0)
+        << closes(1000)
+        << Ended
+        >> event.tick(6.0)
+        >> event.tick(6.5)
+        << AbortTransport()
+    )
+
+
+@pytest.mark.parametrize(
+    ("payload", "loss"),
+    [
+        (b"", False),
+        (close_payload(1001, "The node shuts down"), False),
+        (close_payload(1008, "ExpiredToken"), True),
+        (close_payload(1012, "restart"), True),
+    ],
+)
+def test_listener_answers_the_close_of_the_relay_with_the_same_code(payload: bytes, loss: bool) -> None:
+    close = parse_close(payload)
+    assert (
+        Playbook(listener_end())
+        >> event.receive(from_relay(Opcode.CLOSE, payload), 1.0)
+        << Sends(Opcode.CLOSE, close_payload(close.code))
+        << CloseTransport()
+        << Ended(loss, close.code, close.reason)
+        >> event.renew("t", 100.0, 2.0)
+    )
+
+
+def test_listener_loses_its_relay() -> None:
+    assert Playbook(listener_end()) >> event.connection_lost(1.0) << ends(None)
+
+
+# ---------------------------------------------------------------- renewal
+
+
+def test_listener_asks_for_a_token_once_its_margin_is_reached_and_renews() -> None:
+    channel = listener_end(expires_at=3600, renew_margin=300, heartbeat=0)
+    renewal = Sends(Opcode.TEXT, messages.encode(messages.RenewToken("fresh")).encode())
+    assert (
+        Playbook(channel)
+        >> event.tick(3299.9)
+        >> event.tick(3300.0)
+        << NeedToken()
+        >> event.tick(3301.0)
+        >> event.renew("fresh", 6900.0, 3301.5)
+        << renewal
+        >> event.tick(6599.9)
+        >> event.tick(6600.0)
+        << NeedToken()
+    )
+
+
+def test_listener_with_a_short_token_renews_at_half_of_what_remains() -> None:
+    channel = listener_end(expires_at=4, renew_margin=300, heartbeat=0)
+    assert (
+        Playbook(channel)
+        >> event.tick(1.9)
+        >> event.tick(2.0)
+        << NeedToken()
+        >> event.renew("t", 6.0, 2.0)
+        << Send
+        >> event.tick(3.9)
+        >> event.tick(4.0)
+        << NeedToken()
+    )
+
+
+def test_listener_whose_tokens_hardly_outlive_the_margin_does_not_renew_without_end() -> None:
+    channel = listener_end(expires_at=301, renew_margin=300, heartbeat=0)
+    assert Playbook(channel) >> event.tick(150.0) >> event.tick(150.5) << NeedToken()
+
+
+def test_listener_asks_again_after_a_pause_when_no_token_came() -> None:
+    channel = listener_end(expires_at=100, renew_margin=30, heartbeat=0)
+    asked = [now for now in range(0, 131) if channel.tick(float(now)) == [NeedToken()]]
+    assert asked == [70, 80, 90, 95, 98, 99, 100, 110, 120, 130]
+
+
+def test_listener_asks_for_no_token_when_it_does_not_know_the_expiry() -> None:
+    assert Playbook(listener_end(expires_at=None, heartbeat=0)) >> event.tick(1e9)
+    renewed = listener_end(expires_at=10, heartbeat=0)
+    assert Playbook(renewed) >> event.renew("t", None, 1.0) << Send >> event.tick(1e9)
+    assert renewed.expires_at is None
+
+
+def test_listener_that_has_left_asks_for_no_token() -> None:
+    channel = listener_end(expires_at=10)
+    channel.close(1.0)
+    assert Playbook(channel) >> event.tick(5.5) >> event.renew("t", 100.0, 5.6)
+
+
+def test_listener_refuses_a_token_that_no_relay_could_read_and_still_has_to_renew() -> None:
+    channel = listener_end(expires_at=10, heartbeat=0)
+    with pytest.raises(HeadersTooLarge, match="The token is too long"):
+        channel.renew("x" * 70_000, 100.0, 1.0)
+    assert channel.expires_at == 10
+    assert Playbook(channel) >> event.tick(5.0) << NeedToken()
+
+
+def test_both_ends_agree_on_renewals_and_silence_for_an_hour() -> None:
+    relay = relay_end(expires_at=4, token_grace=1)
+    listener = listener_end(expires_at=4)
+    renewed = 0
+    for second in range(1, 3600):
+        now = float(second)
+        to_relay, to_listener = listener.tick(now), relay.tick(now)
+        while to_relay or to_listener:
+            for command in to_relay[:]:
+                to_relay.remove(command)
+                if isinstance(command, NeedToken):
+                    to_relay += listener.renew(f"token {second}", now + 4, now)
+                else:
+                    assert isinstance(command, Send)
+                    to_listener += relay.receive(command.data, now)
+            for command in to_listener[:]:
+                to_listener.remove(command)
+                if isinstance(command, CheckToken):
+                    renewed += 1
+                    assert relay.token_accepted(now + 4, now) == []
+                else:
+                    assert isinstance(command, Send)
+                    to_relay += listener.receive(command.data, now)
+    assert relay.state is State.OPEN
+    assert listener.state is State.OPEN
+    assert renewed > 1000
+
+
+def test_listener_does_not_show_the_token_that_it_sends() -> None:
+    [command] = listener_end().renew("SharedAccessSignature sig=secret", 100.0, 1.0)
+    assert repr(command) == "Send(TEXT, 65 bytes)"
+
+
+def test_listener_end_shows_where_it_stands() -> None:
+    channel = listener_end()
+    assert repr(channel) == "<ListenerControlChannel OPEN>"
+    channel.close(1.0)
+    assert repr(channel) == "<ListenerControlChannel CLOSING>"
+    assert repr(listener_end(expires_at=20.4)) == "<ListenerControlChannel OPEN expires_at=20>"
