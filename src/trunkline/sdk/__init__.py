@@ -1,1 +1,35 @@
-"""The asyncio SDK: listener and sender for Trunkline and for Azure Relay."""
+"""The asyncio SDK: listener and sender for Trunkline and for Azure Relay.
+
+    async with HybridConnectionListener(connection_string) as listener:
+        async for connection in listener: ...
+
+    client = HybridConnectionClient(connection_string)
+    async with await client.create_connection() as connection: ...
+
+In the order data meets them: `endpoint` reads addresses and `tokens` gives tokens; `sender` and `listener` dial with
+them; `websocket` is the transport and handshake under every leg; `leg` holds the rules of a data connection, and
+`connection` is what applications read and write. `control_channel` runs a listener's registration, `incoming` is a
+sender as the accept handler sees it, `reconnect` decides when to try again. Errors: `trunkline.protocol.errors`.
+"""
+
+from trunkline.sdk.connection import Connection, ConnectionClosed
+from trunkline.sdk.incoming import IncomingConnection
+from trunkline.sdk.listener import HybridConnectionListener, ListenerState
+from trunkline.sdk.reconnect import Retry
+from trunkline.sdk.sender import HybridConnectionClient
+from trunkline.sdk.tokens import EntraTokenProvider, SasTokenProvider, StaticToken, Token, TokenProvider
+
+__all__ = [
+    "Connection",
+    "ConnectionClosed",
+    "EntraTokenProvider",
+    "HybridConnectionClient",
+    "HybridConnectionListener",
+    "IncomingConnection",
+    "ListenerState",
+    "Retry",
+    "SasTokenProvider",
+    "StaticToken",
+    "Token",
+    "TokenProvider",
+]
