@@ -1,1 +1,13 @@
-"""The data plane of a node."""
+"""The data plane, in the order in which one connection passes through it:
+
+    frontend         a TCP or TLS connection until its request head is read and its answer is given
+    admission        may it listen or connect: the order of checks
+    broker           brings a sender and a listener together
+    listeners        who listens, who gets the next sender, is there room
+    control_channel  tells the listener; keeps its control channel
+    splicing         the established connection
+    legs             its two WebSockets
+
+Nothing here reads the store: what may happen is decided from the catalog in memory, and a change of the catalog
+reaches the data plane through `Broker.changed`.
+"""

@@ -1,0 +1,341 @@
+"""A relay node: the one file that knows all parts. Builds them, starts and stops them in order.
+
+Start, each step because the next one needs it:
+
+    store        entities are kept there
+    declaration  what the file declares must exist before a listener asks for it
+    catalog      the data plane authorizes from memory, never from the store
+    admin port   says "starting" before the first listener can come
+    data port    last: whoever connects finds everything in place
+
+Stop:
+
+    drain        no new senders (503), listen handshakes wait without an answer, established connections may end
+    channels     closed with 1001 at the very end: a listener that reconnects should find the next node
+    ports, legs, tasks, store    nothing writes to the store when it is closed
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+import ssl
+import time
+import uuid
+from collections.abc import Coroutine
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import aiofastnet
+
+from trunkline.protocol.errors import InvalidSetting, ServerBusy
+from trunkline.protocol.frames import Masker, mask_bytes
+from trunkline.protocol.limits import resolve
+from trunkline.server.config.declarative import Declaration
+from trunkline.server.config.settings import NodeSettings
+from trunkline.server.entities import declaration as declarations
+from trunkline.server.entities.administration import Administration
+from trunkline.server.entities.authorization import Authorizer
+from trunkline.server.entities.catalog import Catalog, CatalogChange
+from trunkline.server.entities.sqlite import SqliteStore
+from trunkline.server.entities.store import EntityStore
+from trunkline.server.relay.admission import Admission
+from trunkline.server.relay.broker import Broker
+from trunkline.server.relay.frontend import Exchange, Frontend
+from trunkline.server.relay.listeners import LocalDirectory
+from trunkline.server.relay.splicing import Splicing
+from trunkline.server.status import Phase, answer
+from trunkline.server.tls import Certificates
+
+try:
+    from websockets.speedups import apply_mask as _apply_mask
+except ImportError:  # websockets without its C part: slower, and the same bytes
+    _masker: Masker = mask_bytes
+else:
+    _masker = _apply_mask
+
+log = logging.getLogger("trunkline.node")
+
+# Connections that the system may hold for us while the loop is busy; a node restart brings all listeners at once.
+BACKLOG = 4_096
+
+# Seconds for a TLS handshake, and for the peer's close_notify.
+TLS_HANDSHAKE_TIMEOUT = 10.0
+TLS_SHUTDOWN_TIMEOUT = 3.0
+
+# Seconds that listeners have to answer the Close of a node that stops.
+FAREWELL = 2.0
+
+
+class Tasks:
+    """Keeps the tasks that run beside the caller. One that fails is logged and takes nobody with it."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[None]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run `work` to its end; the reference is kept here."""
+        # Not a task group: there, one failed handshake would cancel all others.
+        task = asyncio.get_running_loop().create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a task of the node failed", exc_info=task.exception())
+
+    async def cancel(self) -> None:
+        """Cancel all and wait for their end."""
+        running = [task for task in self._running if task is not asyncio.current_task()]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+class Node:
+    """One relay node in the running event loop; `async with` starts and stops it.
+
+    Args:
+        settings: of the node.
+        declaration: entities that a file, or the caller, declares; None leaves the store as it is.
+        store: where entities are kept; None opens `entities.db` in the data folder.
+        tick: seconds between two looks at the clock; time-outs are as exact as that.
+    """
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        declaration: Declaration | None = None,
+        *,
+        store: EntityStore | None = None,
+        tick: float = 1.0,
+    ) -> None:
+        self.settings = settings
+        self.phase = Phase.STARTING
+        self._declaration = declaration
+        self._store = store
+        self._tick = tick
+        self._drain_timeout = resolve(settings.preset, settings.limits).drain_timeout
+        self._tasks = Tasks()
+        self._servers: list[asyncio.Server] = []
+        # Set when a drain need not wait any longer.
+        self._quiet = asyncio.Event()
+        self.catalog = Catalog(
+            preset=settings.preset, node_limits=settings.limits, domain=settings.domain
+        )
+        self._clock = asyncio.get_running_loop().time
+        authorizer = Authorizer(self.catalog)
+        self.directory = LocalDirectory(clock=self._clock, chance=random.Random(secrets.randbits(64)))
+        self.splicing = Splicing(clock=self._clock, masker=_masker)
+        self.broker = Broker(
+            admission=Admission(
+                self.catalog, authorizer, wall_clock=time.time, new_guid=lambda: str(uuid.uuid4())
+            ),
+            authorizer=authorizer,
+            directory=self.directory,
+            splicing=self.splicing,
+            spawn=self._tasks.spawn,
+            clock=self._clock,
+            wall_clock=time.time,
+            new_secret=lambda: secrets.token_urlsafe(24),
+            new_phase=random.random,
+            masker=_masker,
+            public_url=_websocket_url(settings.public_url),
+        )
+        self._frontend = Frontend(self.broker.serve, self._clock)
+        self._admin = Frontend(self._serve_admin, self._clock)
+        self._certificates: Certificates | None = None
+
+    def __repr__(self) -> str:
+        return f"<Node {self.phase} {self.counts()}>"
+
+    # -- start
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Start everything.
+
+        Raises:
+            RelayError: the store, a certificate, the declaration or a port is not usable; the message says what to do.
+        """
+        if self._store is None:
+            self._store = SqliteStore(self.settings.data / "entities.db")
+        if self._declaration is not None:
+            await self._declare(self._declaration)
+        await self.catalog.load(self._store)
+        self.catalog.subscribe(self._changed)
+        self._tasks.spawn(self.catalog.follow(self._store))
+        self._tasks.spawn(self._watch_the_clock())
+        await self._listen(self._admin, self.settings.admin_host, self.settings.admin_port, None)
+        context = None
+        if self.settings.tls != "off":
+            self._certificates = Certificates(self.settings, self.catalog)
+            context = self._certificates.context
+        await self._listen(self._frontend, self.settings.host, self.settings.port, context)
+        self.phase = Phase.READY
+        log.info("ready on %s", self.url)
+
+    async def _listen(self, frontend: Frontend, host: str, port: int, context: ssl.SSLContext | None) -> None:
+        timeouts: dict[str, Any] = {}
+        if context is not None:
+            timeouts = {
+                "ssl_handshake_timeout": TLS_HANDSHAKE_TIMEOUT,
+                "ssl_shutdown_timeout": TLS_SHUTDOWN_TIMEOUT,
+            }
+        try:
+            server = await aiofastnet.create_server(
+                asyncio.get_running_loop(),
+                frontend.protocol,
+                host,
+                port,
+                ssl=context,
+                backlog=BACKLOG,
+                **timeouts,
+            )
+        except OSError as error:
+            raise InvalidSetting(
+                f"The node cannot listen on {host}:{port}: {error.strerror or error}. Is another one running? "
+                "Choose another port"
+            ) from error
+        self._servers.append(server)
+
+    async def _declare(self, declaration: Declaration) -> None:
+        assert self._store is not None
+        report = await declarations.apply(
+            Administration(self._store, preset=self.settings.preset, node_limits=self.settings.limits), declaration
+        )
+        log.info("declared by %s: %s", declaration.origin, report)
+
+    async def reload(self, declaration: Declaration | None) -> None:
+        """Apply the declarations anew and read the certificate files again, without a cut.
+
+        Raises:
+            RelayError: nothing, or not everything, of it could be applied; the node goes on as it is.
+        """
+        if declaration is not None:
+            await self._declare(declaration)
+        if self._certificates is not None:
+            self._certificates.reload()
+
+    # -- what it is
+
+    @property
+    def port(self) -> int:
+        """The port of the data plane; with the setting 0, the one that the system chose."""
+        return _port_of(self._servers[1])
+
+    @property
+    def admin_port(self) -> int:
+        """The admin port; with the setting 0, the one that the system chose."""
+        return _port_of(self._servers[0])
+
+    @property
+    def url(self) -> str:
+        """How listeners and senders reach it."""
+        if self.settings.public_url is not None:
+            return self.settings.public_url
+        scheme = "http" if self.settings.tls == "off" else "https"
+        return f"{scheme}://{self.settings.domain}:{self.port}"
+
+    @property
+    def ca_file(self) -> Path | None:
+        """What clients have to trust, when the node makes its own certificates; else None."""
+        return None if self._certificates is None else self._certificates.ca_file
+
+    def counts(self) -> dict[str, int]:
+        """What it holds now."""
+        return {
+            **self.directory.counts(),
+            "control_channels": len(self.broker.channels),
+            "waiting_senders": self.broker.waiting_senders,
+            "connections": len(self.splicing),
+            "handshakes": len(self._frontend.connections),
+        }
+
+    def _serve_admin(self, exchange: Exchange) -> None:
+        reply = answer(exchange.head.method, exchange.head.target.partition("?")[0], self.phase, self.counts())
+        exchange.respond(reply.status, body=reply.body, content_type=reply.content_type)
+
+    def _changed(self, change: CatalogChange) -> None:
+        self.broker.changed(change)
+
+    async def _watch_the_clock(self) -> None:
+        while True:
+            await asyncio.sleep(self._tick)
+            now = self._clock()
+            for look in (self._frontend.tick, self._admin.tick, self.broker.tick, self.splicing.tick):
+                try:
+                    look(now)
+                except Exception:
+                    log.exception("the node failed at %r", look)
+            if self.phase is Phase.DRAINING and not len(self.splicing) and not self.broker.waiting_senders:
+                self._quiet.set()
+
+    # -- stop
+
+    async def drain(self) -> None:
+        """Take nothing new and wait until what runs has ended, at most `drain_timeout`; then say goodbye.
+
+        `hurry` ends the wait. The node still has to be stopped.
+        """
+        if self.phase is not Phase.READY:
+            return
+        self.phase = Phase.DRAINING
+        self.broker.draining = True
+        log.info("draining for at most %g s: %s", self._drain_timeout, self.counts())
+        try:
+            async with asyncio.timeout(self._drain_timeout):
+                await self._quiet.wait()
+        except TimeoutError:
+            log.warning("connections are cut after %g s of draining: %s", self._drain_timeout, self.counts())
+
+    def hurry(self) -> None:
+        """Stop waiting in `drain`."""
+        self._quiet.set()
+
+    async def stop(self) -> None:
+        """Stop at once what is left, in order; may be called twice, and after a start that failed."""
+        self.broker.draining = True
+        self.broker.close_channels(ServerBusy("ServerBusy: The relay is shutting down"))
+        deadline = self._clock() + FAREWELL
+        while self.broker.channels and self._clock() < deadline:
+            await asyncio.sleep(0.01)
+        self.phase = Phase.STOPPED
+        for server in self._servers:
+            server.close()
+        self.broker.abort()
+        self.splicing.abort("the relay stopped")
+        self._frontend.abort()
+        self._admin.abort()
+        await self._tasks.cancel()
+        # One turn of the loop for the transports to close.
+        await asyncio.sleep(0)
+        if self._store is not None:
+            await self._store.close()
+
+
+def _port_of(server: asyncio.Server) -> int:
+    port: int = server.sockets[0].getsockname()[1]
+    return port
+
+
+def _websocket_url(url: str | None) -> str | None:
+    """`https://...` as `wss://...`, as control messages give addresses."""
+    return None if url is None else "ws" + url.removeprefix("http")

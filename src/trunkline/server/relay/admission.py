@@ -1,0 +1,242 @@
+"""Whether a WebSocket may listen or connect, decided from memory, in this order:
+
+    is it a WebSocket, can its target be read     400, 404
+    who asks: the token, also when the entity does not exist    401
+    is there such an entity                       404
+    is it enabled, has the token the right        403
+
+Room for one more (429, 403, parking) and a listener to take the sender (504) are for the directory. So nobody without
+a good token learns which entities exist. A listener always needs a token; a sender needs none where the entity has
+`requires_client_authorization = false`, and then its token is dropped unread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from trunkline.protocol.errors import (
+    EndpointDisabled,
+    EndpointNotFound,
+    InternalError,
+    NotAWebSocket,
+    RelayError,
+    clean_phrase,
+)
+from trunkline.protocol.limits import Limits
+from trunkline.protocol.sas import Right
+from trunkline.protocol.urls import (
+    Action,
+    HttpTarget,
+    RelayTarget,
+    match_entity,
+    parse_target,
+    split_authority,
+    tracking_guid,
+)
+from trunkline.server.entities.authorization import Authorizer, Grant
+from trunkline.server.entities.catalog import Catalog
+from trunkline.server.entities.model import HybridConnection, Namespace
+from trunkline.server.relay.frontend import Exchange, RequestHead
+
+_TOKEN_HEADER = "ServiceBusAuthorization"
+_STANDARD_TOKEN_HEADER = "Authorization"
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A listener or sender that may go on."""
+
+    action: Action
+    namespace: Namespace
+    entity: HybridConnection
+    limits: Limits
+    tracking_id: str
+    # What let it in; None for an anonymous sender.
+    grant: Grant | None
+    # What the sender's URL said beyond the entity, as sent; empty for a listener.
+    suffix: str
+    query: str
+    # The GUID that the peer gave itself, in lower case; None without one.
+    guid: str | None
+    # The header that held the token that was taken; None when the query did, or nothing.
+    token_header: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A listener at a rendezvous address: the URL is its right."""
+
+    target: RelayTarget = field(repr=False)
+    tracking_id: str
+
+
+class Admission:
+    """Reads what a peer wants and checks that it may.
+
+    Args:
+        catalog: the entities.
+        authorizer: checks tokens.
+        wall_clock: seconds since the epoch; tokens and timestamps are made of them.
+        new_guid: makes a tracking id for a peer that brought none.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        authorizer: Authorizer,
+        *,
+        wall_clock: Callable[[], float],
+        new_guid: Callable[[], str],
+    ) -> None:
+        self._catalog = catalog
+        self._authorizer = authorizer
+        self._wall_clock = wall_clock
+        self._new_guid = new_guid
+
+    def admit(self, exchange: Exchange) -> Admitted | Arrival:
+        """Decide about one request.
+
+        Raises:
+            RelayError: it is refused; `tracking_id` is set, for the answer and the log.
+        """
+        tracking_id = self._new_guid()
+        try:
+            target = parse_target(exchange.head.target)
+            if isinstance(target, HttpTarget) or not exchange.head.is_websocket:
+                raise NotAWebSocket
+            tracking_id = target.id if tracking_guid(target.id) and target.id else tracking_id
+            if target.action in (Action.ACCEPT, Action.REQUEST):
+                return Arrival(target, tracking_id)
+            return self._admit(exchange.head, target, tracking_id)
+        except RelayError as error:
+            error.tracking_id = tracking_id
+            raise
+
+    def _admit(self, head: RequestHead, target: RelayTarget, tracking_id: str) -> Admitted:
+        host, _ = split_authority(head.get("Host") or "")
+        namespace = self._catalog.namespace_for_host(host)
+        if namespace is None:
+            raise EndpointNotFound(f"Endpoint does not exist: no namespace of this relay is called {host}")
+        entity, suffix = self._entity(namespace, target)
+        limits = self._catalog.limits(namespace, entity)
+        right = Right.LISTEN if target.action is Action.LISTEN else Right.SEND
+        anonymous = right is Right.SEND and entity is not None and not limits.requires_client_authorization
+        grant: Grant | None = None
+        token_header: str | None = None
+        if not anonymous:
+            token, token_header = find_token(head, target)
+            grant = self._authorizer.authenticate(
+                namespace,
+                "/".join(target.segments),
+                entity,
+                token,
+                host=host.lower(),
+                limits=limits,
+                now=self._wall_clock(),
+            )
+        if entity is None:
+            raise EndpointNotFound(f"Endpoint does not exist: {'/'.join(target.segments)}")
+        if grant is not None:
+            grant.require(right)
+        if not entity.enabled:
+            raise EndpointDisabled()
+        listens = right is Right.LISTEN
+        return Admitted(
+            target.action,
+            namespace,
+            entity,
+            limits,
+            tracking_id,
+            grant,
+            suffix="" if listens else suffix,
+            query="" if listens else target.query,
+            guid=(tracking_guid(target.id) or "").lower() or None,
+            token_header=token_header,
+        )
+
+    def _entity(self, namespace: Namespace, target: RelayTarget) -> tuple[HybridConnection | None, str]:
+        """The entity of the longest leading part of the path, and the rest; a listener's path has no rest."""
+
+        def exists(path: str) -> bool:
+            return self._catalog.find(namespace, path) is not None
+
+        found = match_entity(target.segments, target.raw_segments, exists)
+        if found is None or (target.action is Action.LISTEN and found[1]):
+            return None, ""
+        return self._catalog.find(namespace, found[0]), found[1]
+
+    def renew(self, entity_id: str, host: str, token: str) -> Grant:
+        """Check the token that a listener sent to go on with.
+
+        Raises:
+            RelayError: it does not confer Listen on the entity.
+        """
+        entity = self._catalog.get(entity_id)
+        if not isinstance(entity, HybridConnection):
+            raise EndpointNotFound
+        namespace = self._catalog.get(entity.namespace_id)
+        if not isinstance(namespace, Namespace):
+            raise EndpointNotFound
+        grant = self._authorizer.authenticate(
+            namespace,
+            entity.name,
+            entity,
+            token,
+            host=host,
+            limits=self._catalog.limits(namespace, entity),
+            now=self._wall_clock(),
+        )
+        grant.require(Right.LISTEN)
+        return grant
+
+    def refuse(self, exchange: Exchange, error: Exception) -> None:
+        """Answer with an error: one line that says what, which endpoint, when, and the tracking id."""
+        known = error if isinstance(error, RelayError) else InternalError()
+        host = exchange.head.get("Host") or "unknown"
+        path = exchange.head.target.partition("?")[0]
+        for prefix in ("/$hc/", "/%24hc/"):
+            if path.lower().startswith(prefix):
+                path = path[len(prefix) - 1 :]
+        phrase = known.reason_phrase(
+            tracking_id=known.tracking_id or self._new_guid(),
+            address=clean_phrase(f"sb://{host}{path}"),
+            now=self._wall_clock(),
+        )
+        exchange.refuse(known, phrase)
+
+
+def find_token(head: RequestHead, target: RelayTarget) -> tuple[str | None, str | None]:
+    """The token of a request and the header that held it.
+
+    The query comes before `ServiceBusAuthorization`, and that before `Authorization`. The first that is there decides:
+    a bad one is not made good by the next.
+    """
+    if target.token is not None:
+        return target.token, None
+    for name in (_TOKEN_HEADER, _STANDARD_TOKEN_HEADER):
+        token = head.get(name)
+        if token is not None:
+            return token, name
+    return None, None
+
+
+def headers_for_listener(head: RequestHead, token_header: str | None) -> dict[str, str]:
+    """The sender's headers as `connectHeaders`: all of them, in their spelling, repeated ones joined.
+
+    Left out: the relay's own token, and `Authorization` only where it was the relay's token.
+    """
+    hidden = {_TOKEN_HEADER.lower()} | ({token_header.lower()} if token_header else set())
+    spelling: dict[str, str] = {}
+    joined: dict[str, str] = {}
+    for name, value in head.headers:
+        lower = name.lower()
+        if lower in hidden:
+            continue
+        if lower not in spelling:
+            spelling[lower] = name
+            joined[name] = value
+        else:
+            # RFC 6265 section 5.4 for cookies, RFC 9110 section 5.3 for the rest.
+            joined[spelling[lower]] += ("; " if lower == "cookie" else ", ") + value
+    return joined

@@ -1,0 +1,466 @@
+"""Brings senders and listeners together: the one place that knows admission, directory, channels and splicing.
+
+    listen    admitted -> place in the directory -> 101 -> ControlChannel
+    connect   admitted -> Rendezvous -> the directory tells a listener -> wait
+    accept    the listener opens the address -> Rendezvous -> 101 to both -> Connection
+
+`trunkline.protocol.rendezvous` decides what follows from what; a `Meeting` runs its commands for one sender. The
+broker also acts on changes of the catalog: what hung on a deleted entity or a removed key ends at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+from trunkline.protocol import control_channel as core
+from trunkline.protocol import rendezvous
+from trunkline.protocol.errors import (
+    AuthorizationFailed,
+    EndpointDisabled,
+    EndpointNotFound,
+    InternalError,
+    InvalidRequest,
+    RelayError,
+    RendezvousNotFound,
+    ServerBusy,
+)
+from trunkline.protocol.frames import Masker
+from trunkline.protocol.messages import RemoteEndpoint
+from trunkline.protocol.rendezvous import Rendezvous
+from trunkline.protocol.sas import Right
+from trunkline.protocol.splice import Side
+from trunkline.protocol.urls import Action, split_authority
+from trunkline.server.entities.authorization import Authorizer, Grant
+from trunkline.server.entities.catalog import CatalogChange
+from trunkline.server.entities.model import HybridConnection
+from trunkline.server.relay.admission import Admission, Admitted, Arrival, headers_for_listener
+from trunkline.server.relay.control_channel import ControlChannel
+from trunkline.server.relay.control_channel import Facts as ChannelFacts
+from trunkline.server.relay.frontend import Exchange
+from trunkline.server.relay.listeners import ListenerDirectory, Offer, Placement
+from trunkline.server.relay.splicing import Connection, Splicing
+from trunkline.server.relay.splicing import Facts as ConnectionFacts
+
+log = logging.getLogger("trunkline.relay")
+
+
+class Broker:
+    """Serves the data plane.
+
+    Args:
+        admission: decides who may.
+        authorizer: tells whether a grant still holds.
+        directory: decides who listens and who is served.
+        splicing: runs what is established.
+        spawn: runs a coroutine to its end, in a task that somebody keeps.
+        clock: seconds, monotonic.
+        wall_clock: seconds since the epoch.
+        new_secret: makes the secret of a rendezvous: url-safe, without "=", 128 random bits or more.
+        new_phase: 0 up to 1, at random; spreads pings.
+        masker: the routine that unmasks frames.
+        public_url: `scheme://host:port` by which listeners reach this node; None: the one that each of them used.
+    """
+
+    def __init__(
+        self,
+        *,
+        admission: Admission,
+        authorizer: Authorizer,
+        directory: ListenerDirectory,
+        splicing: Splicing,
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+        new_secret: Callable[[], str],
+        new_phase: Callable[[], float],
+        masker: Masker,
+        public_url: str | None = None,
+    ) -> None:
+        self._admission = admission
+        self._authorizer = authorizer
+        self.directory = directory
+        self._splicing = splicing
+        self._spawn = spawn
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._new_secret = new_secret
+        self._new_phase = new_phase
+        self._masker = masker
+        self._public_url = public_url
+        # Senders that wait for a listener, by the secret of their rendezvous.
+        self._meetings: dict[str, Meeting] = {}
+        # Control channels whose transport is there, also while they close.
+        self.channels: set[ControlChannel] = set()
+        # No new senders, and listeners wait for an answer that the next node gives.
+        self.draining = False
+
+    def __repr__(self) -> str:
+        return f"<Broker channels={len(self.channels)} waiting={len(self._meetings)}>"
+
+    @property
+    def waiting_senders(self) -> int:
+        """Senders whose handshake is not answered yet."""
+        return len(self._meetings)
+
+    def serve(self, exchange: Exchange) -> None:
+        """Take a request whose head is whole."""
+        try:
+            admitted = self._admission.admit(exchange)
+            if isinstance(admitted, Arrival):
+                self._accept(exchange, admitted)
+            elif admitted.action is Action.LISTEN:
+                self._listen(exchange, admitted)
+            else:
+                self._connect(exchange, admitted)
+        except RelayError as error:
+            self.refuse(exchange, error)
+        except Exception:
+            log.exception("the relay failed on %r", exchange)
+            self.refuse(exchange, InternalError())
+
+    def refuse(self, exchange: Exchange, error: RelayError) -> None:
+        """Answer with an error."""
+        log.info("refused %r from %s: %s", exchange, exchange.remote[0], error)
+        self._admission.refuse(exchange, error)
+
+    # -- listen
+
+    def _listen(self, exchange: Exchange, admitted: Admitted) -> None:
+        if self.draining:
+            # Held, not refused: a refusal makes hyco-ws try twice, a handshake without an answer does not.
+            return
+        task = self._spawn(self._register(exchange, admitted))
+
+        def stop_waiting() -> None:
+            task.cancel()
+
+        exchange.on_left = stop_waiting
+
+    async def _register(self, exchange: Exchange, admitted: Admitted) -> None:
+        assert admitted.grant is not None
+        scheme = "wss" if exchange.secure else "ws"
+        host = exchange.head.get("Host") or ""
+        now = self._clock()
+        facts = ChannelFacts(
+            id=self._new_secret(),
+            entity=admitted.entity.key,
+            host=split_authority(host)[0].lower(),
+            grant=admitted.grant,
+            guid=admitted.guid,
+            remote=exchange.remote,
+            base_url=f"{scheme}://{host}",
+            user_agent=exchange.head.get("Relay-User-Agent") or exchange.head.get("User-Agent") or "",
+            opened_at=self._wall_clock(),
+        )
+        machine = core.RelayControlChannel(
+            limits=admitted.limits,
+            expires_at=self._on_clock(admitted.grant.expires_at),
+            now=now,
+            tracking_id=admitted.tracking_id,
+            ping_phase=self._new_phase(),
+            masker=self._masker,
+        )
+        channel = ControlChannel(
+            facts,
+            machine,
+            clock=self._clock,
+            on_token=self._renew,
+            on_ended=partial(self._listener_ended, teardown=admitted.limits.on_listener_loss == "teardown"),
+            on_gone=self.channels.discard,
+        )
+        try:
+            channel.registration = await self.directory.register(facts.entity, channel, admitted.limits)
+        except RelayError as error:
+            error.tracking_id = admitted.tracking_id
+            self.refuse(exchange, error)
+            return
+        try:
+            # It may have waited long for its place: does all of it still hold?
+            self._admission.admit(exchange)
+        except RelayError as error:
+            await self.directory.unregister(channel.registration)
+            self.refuse(exchange, error)
+            return
+        self.channels.add(channel)
+        exchange.upgrade(channel, subprotocol=_first(exchange.head.tokens("Sec-WebSocket-Protocol")))
+        log.info("listener %s on %s from %s", admitted.tracking_id, admitted.entity.name, exchange.remote[0])
+
+    def _renew(self, channel: ControlChannel, token: str) -> None:
+        try:
+            grant = self._admission.renew(channel.facts.entity, channel.facts.host, token)
+        except RelayError as error:
+            channel.refused(error)
+        else:
+            channel.renewed(grant, self._on_clock(grant.expires_at))
+
+    def _listener_ended(self, channel: ControlChannel, ended: core.Ended, *, teardown: bool) -> None:
+        log.info("listener %r ended: %s", channel, ended.reason)
+        if channel.registration is not None:
+            self.spawn(self.directory.unregister(channel.registration))
+        if ended.loss and teardown:
+            self._splicing.listener_lost(channel.id, f"the listener's control channel was lost: {ended.reason}")
+        for meeting in list(self._meetings.values()):
+            meeting.listener_lost(channel.id)
+
+    # -- connect
+
+    def _connect(self, exchange: Exchange, admitted: Admitted) -> None:
+        if self.draining:
+            raise ServerBusy("ServerBusy: The relay is shutting down, try again", tracking_id=admitted.tracking_id)
+        secret = self._new_secret()
+        offer = Offer(
+            ticket=secret,
+            entity=admitted.entity.key,
+            limits=admitted.limits,
+            path=admitted.entity.name,
+            suffix=admitted.suffix,
+            query=admitted.query,
+            tracking_id=admitted.tracking_id,
+            secret=secret,
+            headers=headers_for_listener(exchange.head, admitted.token_header),
+            remote=RemoteEndpoint(*exchange.remote),
+            base_url=self._public_url,
+            allowed=_guids(exchange.head.get("Microsoft-Relay-AllowedListeners")),
+            disallowed=_guids(exchange.head.get("Microsoft-Relay-DisallowedListeners")) or frozenset(),
+        )
+        meeting = Meeting(self, exchange, admitted, offer)
+        self._meetings[secret] = meeting
+        meeting.start()
+
+    def _accept(self, exchange: Exchange, arrival: Arrival) -> None:
+        if arrival.target.action is not Action.ACCEPT:
+            raise InvalidRequest("The rendezvous is not recognised", tracking_id=arrival.tracking_id)
+        meeting = self._meetings.get(arrival.target.secret or "")
+        if meeting is None:
+            raise RendezvousNotFound(tracking_id=arrival.tracking_id)
+        meeting.listener_arrived(exchange, arrival)
+
+    def join(self, meeting: Meeting, listener: str) -> Connection:
+        """Make the connection of a sender and the listener that came for it."""
+        facts = ConnectionFacts(meeting.offer.tracking_id, meeting.offer.entity, listener, meeting.admitted.grant)
+        return self._splicing.join(facts, meeting.offer.limits, partial(self._ended, offer=meeting.offer))
+
+    def _ended(self, connection: Connection, *, offer: Offer) -> None:
+        end = connection.splice.ended
+        log.info("connection %s ended: %s", offer.tracking_id, end.reason if end else "")
+        self.spawn(self.directory.release(offer.ticket, offer.entity))
+
+    def over(self, meeting: Meeting, *, joined: bool) -> None:
+        """A sender waits no longer."""
+        del self._meetings[meeting.offer.secret]
+        if not joined:
+            self.spawn(self.directory.release(meeting.offer.ticket, meeting.offer.entity))
+
+    # -- changes and the clock
+
+    def changed(self, change: CatalogChange) -> None:
+        """An entity came, went or changed: end what lost its ground."""
+        before, after = change.before, change.after
+        if isinstance(before, HybridConnection):
+            gone = after is None or (isinstance(after, HybridConnection) and not after.enabled and before.enabled)
+            if gone:
+                self._end_entity(before.key, EndpointNotFound() if after is None else EndpointDisabled())
+                return
+        if before is not None:
+            self._end_revoked(before.key)
+
+    def _end_entity(self, entity: str, error: RelayError) -> None:
+        for channel in list(self.channels):
+            if channel.facts.entity == entity:
+                channel.close(error, loss=False)
+        self._splicing.close(lambda facts: facts.entity == entity, error)
+        for meeting in list(self._meetings.values()):
+            if meeting.offer.entity == entity:
+                meeting.refuse(error)
+
+    def _end_revoked(self, scope: str) -> None:
+        """End what a rule of this entity let in and would let in no more."""
+        error = AuthorizationFailed("AuthorizationFailed: The key or rule of the token was removed")
+
+        def is_revoked(grant: Grant | None, right: Right) -> bool:
+            if grant is None or grant.scope.lower() != scope:
+                return False
+            return not self._authorizer.still_valid(grant, right)
+
+        for channel in list(self.channels):
+            if is_revoked(channel.facts.grant, Right.LISTEN):
+                channel.close(error, loss=True)
+        self._splicing.close(lambda facts: is_revoked(facts.grant, Right.SEND), error)
+        for meeting in list(self._meetings.values()):
+            if is_revoked(meeting.admitted.grant, Right.SEND):
+                meeting.refuse(error)
+
+    def tick(self, now: float) -> None:
+        """Look at the clock of channels and waiting senders; to be called about once a second."""
+        for channel in list(self.channels):
+            channel.tick(now)
+        for meeting in list(self._meetings.values()):
+            meeting.tick(now)
+
+    def close_channels(self, error: RelayError) -> None:
+        """Close every control channel; their data connections stay."""
+        for channel in list(self.channels):
+            channel.close(error, loss=False)
+
+    def abort(self) -> None:
+        """Cut every control channel and refuse every sender that waits."""
+        for meeting in list(self._meetings.values()):
+            meeting.refuse(ServerBusy("ServerBusy: The relay is shutting down, try again"))
+        for channel in list(self.channels):
+            channel.abort()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine to its end, in a task that is kept."""
+        _ = self._spawn(work)
+
+    def now(self) -> float:
+        """Seconds on the broker's clock."""
+        return self._clock()
+
+    def _on_clock(self, moment: float) -> float:
+        """A moment of the wall clock on the monotonic one: from here on a jump of the wall clock changes nothing."""
+        return self._clock() + moment - self._wall_clock()
+
+
+class Meeting:
+    """The shell around the `Rendezvous` of one sender."""
+
+    def __init__(self, broker: Broker, exchange: Exchange, admitted: Admitted, offer: Offer) -> None:
+        self._broker = broker
+        # The sender, whose answer is owed.
+        self.exchange = exchange
+        self.admitted = admitted
+        self.offer = offer
+        self._machine = Rendezvous(
+            tracking_id=offer.tracking_id,
+            secret=offer.secret,
+            subprotocols=exchange.head.tokens("Sec-WebSocket-Protocol"),
+            timeout=offer.limits.rendezvous_timeout,
+            now=broker.now(),
+        )
+        # The listener at the address, while its commands run.
+        self._listener_exchange: Exchange | None = None
+        # Who was told; None while nobody is.
+        self._placement: Placement | None = None
+        # The directory is being told that the listener did not come.
+        self._expiring = False
+        self._connection: Connection | None = None
+
+    def __repr__(self) -> str:
+        return f"<Meeting {self._machine!r}>"
+
+    # -- events
+
+    def start(self) -> None:
+        """Look for a listener."""
+        self.exchange.on_left = self._sender_left
+        self._run(self._machine.start())
+
+    def listener_arrived(self, exchange: Exchange, arrival: Arrival) -> None:
+        """Somebody opened the address."""
+        self._listener_exchange = exchange
+        placement = self._placement
+        commands = self._machine.listener_arrived(
+            secret=arrival.target.secret or "",
+            status=arrival.target.status_code,
+            description=arrival.target.status_description,
+            subprotocols=exchange.head.tokens("Sec-WebSocket-Protocol"),
+            now=self._broker.now(),
+        )
+        if self._machine.over and placement is not None:
+            self._broker.spawn(self._broker.directory.came(placement))
+        self._run(commands)
+
+    def listener_lost(self, listener: str) -> None:
+        """A control channel ended."""
+        self._run(self._machine.listener_lost(listener, self._broker.now()))
+
+    def tick(self, now: float) -> None:
+        """Look at the clock."""
+        if now >= self._machine.deadline and not self._expiring:
+            self._expiring = True
+            self._broker.spawn(self._expire())
+
+    def refuse(self, error: RelayError) -> None:
+        """The entity or the sender's right is gone."""
+        self._machine.sender_left(self._broker.now())
+        self._broker.over(self, joined=False)
+        self._refuse_sender(error)
+
+    def _sender_left(self) -> None:
+        self._run(self._machine.sender_left(self._broker.now()))
+        self._broker.over(self, joined=False)
+
+    async def _expire(self) -> None:
+        placement, self._placement = self._placement, None
+        deposed = await self._broker.directory.did_not_come(placement) if placement is not None else False
+        self._expiring = False
+        self._run(self._machine.expired(self._broker.now(), deposed=deposed))
+
+    async def _place(self, exclude: frozenset[str]) -> None:
+        try:
+            placement = await self._broker.directory.place(self.offer, exclude)
+        except RelayError as error:
+            self._run(self._machine.not_placed(error))
+        except Exception:
+            log.exception("the relay failed on %r", self)
+            self._run(self._machine.not_placed(InternalError()))
+        else:
+            if self._machine.over:
+                # The sender left while its offer was on the way.
+                await self._broker.directory.release(placement.ticket, placement.entity)
+                return
+            self._placement = placement
+            self._run(self._machine.placed(placement.listener, self._broker.now()))
+
+    # -- commands
+
+    def _run(self, commands: list[rendezvous.Command]) -> None:
+        for command in commands:
+            match command:
+                case rendezvous.PlaceOffer(exclude):
+                    self._placement = None
+                    self._broker.spawn(self._place(exclude))
+                case rendezvous.AnswerListener(subprotocol):
+                    self._answer(Side.LISTENER, self._listener_exchange, subprotocol)
+                case rendezvous.AnswerSender(subprotocol):
+                    self._answer(Side.SENDER, self.exchange, subprotocol)
+                case rendezvous.Join():
+                    assert self._connection is not None
+                    self._broker.over(self, joined=True)
+                    self._connection.start()
+                case rendezvous.RefuseListener(status, phrase):
+                    if self._listener_exchange is not None:
+                        self._listener_exchange.respond(status, phrase)
+                case rendezvous.RejectSender(status, description):
+                    self._broker.over(self, joined=False)
+                    self.exchange.respond(status, description)
+                case rendezvous.RefuseSender(error):
+                    self._broker.over(self, joined=False)
+                    self._refuse_sender(error)
+
+    def _answer(self, side: Side, exchange: Exchange | None, subprotocol: str | None) -> None:
+        assert exchange is not None
+        if self._connection is None:
+            assert self._machine.listener_id is not None
+            self._connection = self._broker.join(self, self._machine.listener_id)
+        exchange.upgrade(self._connection.legs[side], subprotocol=subprotocol)
+
+    def _refuse_sender(self, error: RelayError) -> None:
+        error.tracking_id = self.offer.tracking_id
+        self._broker.refuse(self.exchange, error)
+
+
+def _first(items: tuple[str, ...]) -> str | None:
+    return items[0] if items else None
+
+
+def _guids(value: str | None) -> frozenset[str] | None:
+    """A comma-separated list of GUIDs in lower case; None when the header is absent."""
+    if value is None:
+        return None
+    return frozenset(part.strip().lower() for part in value.split(",") if part.strip())

@@ -1,0 +1,184 @@
+"""A listener's control channel, seen from the relay: moves bytes and runs the commands of its state machine.
+
+    offer -> ControlChannel.deliver -> RelayControlChannel -> `accept` on the wire
+
+It decides nothing: `trunkline.protocol.control_channel` does. Its machine counts in seconds of the loop's clock, also
+the expiry of tokens, so that a jump of the wall clock closes no channel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from trunkline.protocol import control_channel as core
+from trunkline.protocol.errors import ConnectionLost, RelayError
+from trunkline.protocol.messages import Accept
+from trunkline.protocol.urls import Action, accept_address
+from trunkline.server.entities.authorization import Grant
+from trunkline.server.relay.frontend import RECEIVE_BUFFER
+from trunkline.server.relay.legs import CLOSE_TIMEOUT, enable_keepalive
+from trunkline.server.relay.listeners import Offer, Registration
+
+# A listener that has not read this much of its offers is told of no more.
+BACKLOG = 1_048_576
+
+
+@dataclass(slots=True)
+class Facts:
+    """What a control channel hangs on."""
+
+    id: str
+    # Id of the hybrid connection, and the host that the listener asked for.
+    entity: str
+    host: str
+    # What let it in; replaced when it renews its token.
+    grant: Grant
+    guid: str | None
+    remote: tuple[str, int]
+    # `scheme://host:port` that it dialed; its rendezvous go there unless the node has a public URL.
+    base_url: str
+    # The client's own name for itself.
+    user_agent: str
+    opened_at: float
+
+
+class ControlChannel(asyncio.BufferedProtocol):
+    """The shell around one `RelayControlChannel`.
+
+    Args:
+        facts: what it hangs on.
+        machine: its state machine.
+        clock: seconds, monotonic.
+        on_token: called with the text of a renewed token; answers by `renewed` or `refused`.
+        on_ended: called once when the channel has ended; bytes may still leave.
+        on_gone: called once when the transport is gone.
+    """
+
+    def __init__(
+        self,
+        facts: Facts,
+        machine: core.RelayControlChannel,
+        *,
+        clock: Callable[[], float],
+        on_token: Callable[[ControlChannel, str], None],
+        on_ended: Callable[[ControlChannel, core.Ended], None],
+        on_gone: Callable[[ControlChannel], None],
+    ) -> None:
+        self.facts = facts
+        self._machine = machine
+        self._clock = clock
+        self._on_token = on_token
+        self._on_ended = on_ended
+        self._on_gone = on_gone
+        # None before the 101 was written and after the transport is gone.
+        self._transport: asyncio.Transport | None = None
+        # Its place in the directory; set before the 101 is written.
+        self.registration: Registration | None = None
+
+    def __repr__(self) -> str:
+        return f"<ControlChannel entity={self.facts.entity} {self._machine!r}>"
+
+    # -- what the directory needs
+
+    @property
+    def id(self) -> str:
+        return self.facts.id
+
+    @property
+    def guid(self) -> str | None:
+        return self.facts.guid
+
+    @property
+    def client(self) -> tuple[str, str, str | None]:
+        return (self.facts.remote[0], self.facts.grant.rule, self.facts.guid)
+
+    def deliver(self, offer: Offer) -> bool:
+        if self._transport is None or self._transport.get_write_buffer_size() > BACKLOG:
+            return False
+        address = accept_address(
+            offer.base_url or self.facts.base_url,
+            offer.path,
+            offer.suffix,
+            offer.query,
+            action=Action.ACCEPT,
+            id=offer.tracking_id,
+            secret=offer.secret,
+        )
+        accept = Accept(address, offer.tracking_id, offer.headers, offer.remote)
+        try:
+            self._run(self._machine.offer(accept))
+        except ConnectionLost:
+            return False
+        return True
+
+    # -- the transport
+
+    def take_over(self, transport: asyncio.Transport, early: bytes) -> None:
+        self._transport = transport
+        enable_keepalive(transport)
+        if early:
+            self._run(self._machine.receive(early, self._clock()))
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return RECEIVE_BUFFER
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._run(self._machine.receive(bytes(RECEIVE_BUFFER[:nbytes]), self._clock()))
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._run(self._machine.connection_lost(self._clock()))
+        self._on_gone(self)
+
+    # -- what the broker asks of it
+
+    def tick(self, now: float) -> None:
+        """Look at the clock; to be called about once a second."""
+        self._run(self._machine.tick(now))
+
+    def renewed(self, grant: Grant, expires_at: float) -> None:
+        """The renewed token is good until `expires_at`, in seconds of the clock."""
+        self.facts.grant = grant
+        self._run(self._machine.token_accepted(expires_at, self._clock()))
+
+    def refused(self, error: RelayError) -> None:
+        """The renewed token is not good."""
+        self._run(self._machine.token_refused(error, self._clock()))
+
+    def close(self, error: RelayError, *, loss: bool) -> None:
+        """Close it from this side; `loss` says whether its data connections go with it."""
+        self._run(self._machine.close(error, "", self._clock(), loss=loss))
+
+    def abort(self) -> None:
+        """Cut it."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _run(self, commands: Iterable[core.Command]) -> None:
+        for command in commands:
+            match command:
+                case core.Send(data):
+                    if self._transport is not None:
+                        self._transport.write(data)
+                case core.CheckToken(token):
+                    self._on_token(self, token)
+                case core.CloseTransport():
+                    self._close_transport()
+                case core.AbortTransport():
+                    self.abort()
+                case core.Ended():
+                    self._on_ended(self, command)
+                case _:
+                    # Responses to HTTP requests: this node sends no requests, so they answer nothing.
+                    pass
+
+    def _close_transport(self) -> None:
+        transport = self._transport
+        if transport is not None:
+            transport.close()
+            asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, transport.abort)

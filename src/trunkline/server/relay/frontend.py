@@ -1,0 +1,412 @@
+"""Where connections come in: one TCP or TLS connection until its request head is read and its answer is given.
+
+    transport -> Frontend (head, limits, deadline) -> Exchange -> the caller's `serve`
+                 later:  Exchange.upgrade(...)  hands the transport to the protocol of a leg
+                    or:  Exchange.respond(...)  answers and closes
+
+Our own protocol over httptools, because a relay needs what ready-made servers do not give: the answer to an upgrade
+long after it was asked, the listener's own reason phrase, a deadline and a limit for the head, and the transport
+itself. A head is collected whole before the parser sees it, so nothing behind it is ever parsed: llhttp takes all
+pipelined requests of one feed without a pause and has no limit of its own.
+
+An answer other than 101 ends the connection, in an orderly way: what the peer still sends is read and dropped for a
+moment, because closing a socket with unread bytes resets it and the peer would lose the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Protocol
+
+import httptools
+
+from trunkline.protocol.errors import (
+    HeadersTooLarge,
+    InvalidRequest,
+    RelayError,
+    RequestTimedOut,
+    UriTooLong,
+    clean_phrase,
+)
+from trunkline.protocol.limits import HEAD_TIMEOUT, REQUEST_HEAD_LIMIT
+
+# RFC 6455 section 1.3.
+_ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+
+# What a client may send ahead of its 101 before the relay stops reading; it ought to send nothing.
+EARLY_LIMIT = 65_536
+
+# Seconds for a refused peer to read its answer and close.
+LINGER = 2.0
+
+# One receive buffer for every connection of the loop: an idle connection owns none. asyncio calls `get_buffer` and
+# `buffer_updated` back to back, so what lies in it is taken out before anybody else writes there.
+RECEIVE_BUFFER = memoryview(bytearray(262_144))
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """A request line and its headers. Names and values are as sent, decoded as Latin-1 (RFC 9110 section 5.5)."""
+
+    method: str
+    target: str
+    headers: tuple[tuple[str, str], ...]
+
+    def get(self, name: str) -> str | None:
+        """The values of a header joined by ", " as RFC 9110 section 5.2 allows; None when there is none."""
+        name = name.lower()
+        values = [value for key, value in self.headers if key.lower() == name]
+        return ", ".join(values) if values else None
+
+    def tokens(self, name: str) -> tuple[str, ...]:
+        """The members of a comma-separated header, trimmed, without empty ones."""
+        return tuple(part.strip() for part in (self.get(name) or "").split(",") if part.strip())
+
+    @property
+    def is_websocket(self) -> bool:
+        """True for the opening handshake of RFC 6455 section 4.1. `Upgrade: h2c` is none, and is ignored."""
+        return "websocket" in (token.lower() for token in self.tokens("Upgrade")) and "upgrade" in (
+            token.lower() for token in self.tokens("Connection")
+        )
+
+
+class StreamProtocol(Protocol):
+    """What takes a transport over after a 101: a leg, a control channel."""
+
+    def take_over(self, transport: asyncio.Transport, early: bytes) -> None:
+        """Called once, after the 101 was written and the transport was given to this protocol.
+
+        `early` is what the peer sent behind its request head; it comes again by no other way.
+        """
+
+
+class Exchange:
+    """A request whose answer is owed. Answered once, by `upgrade` or `respond`; later calls do nothing."""
+
+    __slots__ = ("_frontend", "head", "on_left", "remote", "secure")
+
+    def __init__(self, frontend: FrontendProtocol, head: RequestHead, remote: tuple[str, int], secure: bool) -> None:
+        self._frontend: FrontendProtocol | None = frontend
+        self.head = head
+        # Address and port of the peer.
+        self.remote = remote
+        # True when it came over TLS.
+        self.secure = secure
+        # Called when the peer leaves before it was answered; at most once.
+        self.on_left: Callable[[], None] | None = None
+
+    def __repr__(self) -> str:
+        # Without its query, which may hold a token.
+        state = "open" if self._frontend else "answered"
+        return f"<Exchange {self.head.method} {self.head.target.partition('?')[0]} {state}>"
+
+    @property
+    def is_open(self) -> bool:
+        """True while the peer waits for its answer."""
+        return self._frontend is not None
+
+    def upgrade(self, protocol: StreamProtocol, *, subprotocol: str | None = None) -> bool:
+        """Answer 101 and hand the transport to `protocol`; False when the peer has left."""
+        frontend = self._take()
+        if frontend is None:
+            return False
+        frontend.upgrade(self.head, protocol, subprotocol)
+        return True
+
+    def respond(
+        self,
+        status: int,
+        phrase: str | None = None,
+        *,
+        headers: Iterable[tuple[str, str]] = (),
+        body: bytes = b"",
+        content_type: str = "text/plain; charset=utf-8",
+    ) -> None:
+        """Answer with an HTTP response and close.
+
+        Args:
+            status: 200 to 599.
+            phrase: the reason phrase, passed whole; None for the one of the code.
+            headers: further headers.
+            body: sent as it is; none to HEAD.
+            content_type: of the body.
+        """
+        frontend = self._take()
+        if frontend is not None:
+            frontend.respond(status, phrase, headers, body, content_type, head_only=self.head.method == "HEAD")
+
+    def refuse(self, error: RelayError, phrase: str) -> None:
+        """Answer with an error: the status, the reason phrase that real clients read, and the same text as body."""
+        self.respond(error.status, phrase, body=phrase.encode() + b"\n")
+
+    def left(self) -> None:
+        """The peer is gone (called by the frontend)."""
+        if self._take() is not None and self.on_left is not None:
+            self.on_left()
+
+    def _take(self) -> FrontendProtocol | None:
+        frontend, self._frontend = self._frontend, None
+        return frontend
+
+
+class UpgradeRequired(InvalidRequest):
+    """A WebSocket version other than 13 (RFC 6455 section 4.4)."""
+
+    code = "UpgradeRequired"
+    status = 426
+    default_message = "Only version 13 of the WebSocket protocol is spoken here"
+
+
+class _HeadParser:
+    """The callbacks of httptools for one head."""
+
+    def __init__(self) -> None:
+        self.url = b""
+        self.headers: list[tuple[str, str]] = []
+
+    def on_url(self, url: bytes) -> None:
+        # Comes in pieces when the target is long.
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.decode("latin-1"), value.decode("latin-1")))
+
+
+def parse_head(data: bytes) -> RequestHead:
+    """Read a whole request head, up to and with its empty line.
+
+    Raises:
+        InvalidRequest: what is not HTTP/1.1, has no or two hosts, or announces a body with an upgrade.
+    """
+    collector = _HeadParser()
+    parser = httptools.HttpRequestParser(collector)
+    try:
+        parser.feed_data(data)
+    except httptools.HttpParserUpgrade:
+        # How httptools says that the head asks for an upgrade; the head is whole.
+        pass
+    except httptools.HttpParserError as error:
+        raise InvalidRequest(f"The request head is malformed ({error})") from None
+    version = parser.get_http_version()
+    method = parser.get_method().decode("latin-1")
+    if version != "1.1":
+        raise InvalidRequest(f"The request is HTTP/{version or '0.9'}; speak HTTP/1.1")
+    head = RequestHead(method, collector.url.decode("latin-1"), tuple(collector.headers))
+    if sum(name.lower() == "host" for name, _ in head.headers) != 1:
+        raise InvalidRequest("The request needs exactly one Host header")
+    if head.is_websocket:
+        if method != "GET":
+            raise InvalidRequest("A WebSocket handshake is a GET request")
+        if (head.get("Content-Length") or "0").strip() != "0" or head.get("Transfer-Encoding"):
+            raise InvalidRequest("A WebSocket handshake has no body")
+        if not head.get("Sec-WebSocket-Key"):
+            raise InvalidRequest("The WebSocket handshake has no Sec-WebSocket-Key header")
+        if head.get("Sec-WebSocket-Version") != "13":
+            raise UpgradeRequired
+    return head
+
+
+def accept_key(key: str) -> str:
+    """The `Sec-WebSocket-Accept` that answers a `Sec-WebSocket-Key` (RFC 6455 section 4.2.2)."""
+    digest = hashlib.sha1(key.strip().encode("latin-1") + _ACCEPT_GUID, usedforsecurity=False).digest()
+    return base64.b64encode(digest).decode()
+
+
+class Frontend:
+    """What the connections of one port share: who serves them, and the clock that looks after slow ones.
+
+    Args:
+        serve: called with each request whose head is whole.
+        clock: seconds, monotonic; the loop's time.
+    """
+
+    def __init__(self, serve: Callable[[Exchange], None], clock: Callable[[], float]) -> None:
+        self.serve = serve
+        self.clock = clock
+        # Connections that owe us a request head, or that have their answer and should go: by when. Both stay in
+        # the order of their deadlines, so a look at the first is enough.
+        self.heads: dict[FrontendProtocol, float] = {}
+        self.lingering: dict[FrontendProtocol, float] = {}
+        # Everything that has not been handed on to a leg.
+        self.connections: set[FrontendProtocol] = set()
+
+    def __repr__(self) -> str:
+        return f"<Frontend connections={len(self.connections)} heads={len(self.heads)}>"
+
+    def protocol(self) -> FrontendProtocol:
+        """A protocol for one more connection."""
+        return FrontendProtocol(self)
+
+    def tick(self, now: float) -> None:
+        """Refuse heads that are overdue, cut peers that linger; to be called about once a second."""
+        for overdue, act in ((self.heads, FrontendProtocol.head_overdue), (self.lingering, FrontendProtocol.abort)):
+            for connection, deadline in list(overdue.items()):
+                if deadline > now:
+                    break
+                act(connection)
+
+    def abort(self) -> None:
+        """Cut every connection that no leg has taken over."""
+        for connection in list(self.connections):
+            connection.abort()
+
+
+class FrontendProtocol(asyncio.BufferedProtocol):
+    """One connection, until a leg takes it over."""
+
+    __slots__ = ("_buffer", "_exchange", "_frontend", "_paused", "_transport")
+
+    def __init__(self, frontend: Frontend) -> None:
+        self._frontend = frontend
+        self._transport: asyncio.Transport | None = None
+        # The head so far; after it, what the peer sends ahead of its answer.
+        self._buffer = bytearray()
+        # The request that is owed an answer; None before the head is whole.
+        self._exchange: Exchange | None = None
+        self._paused = False
+
+    def __repr__(self) -> str:
+        state = "lingering" if self in self._frontend.lingering else "answer owed" if self._exchange else "head"
+        return f"<FrontendProtocol {state} held={len(self._buffer)}>"
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+        self._frontend.connections.add(self)
+        self._frontend.heads[self] = self._frontend.clock() + HEAD_TIMEOUT
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        self._transport = None
+        if self._exchange is not None:
+            self._exchange.left()
+
+    def eof_received(self) -> bool:
+        # A peer that ends its stream before it has its answer cannot become a leg: False closes the transport, and
+        # `connection_lost` tells whoever owes the answer.
+        return False
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return RECEIVE_BUFFER
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self in self._frontend.lingering:
+            return
+        self._buffer += RECEIVE_BUFFER[:nbytes]
+        if self._exchange is None:
+            self._look_for_head(nbytes)
+        elif len(self._buffer) > EARLY_LIMIT and not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def _look_for_head(self, nbytes: int) -> None:
+        # RFC 9112 section 2.2: empty lines ahead of the request line are ignored.
+        while self._buffer.startswith(b"\r\n"):
+            del self._buffer[:2]
+        if self._buffer and not 0x41 <= self._buffer[0] <= 0x5A and self._buffer[0] != 0x0D:
+            hint = "it looks like TLS, and this port is without" if self._buffer[0] == 0x16 else "no method begins it"
+            self._refuse(InvalidRequest(f"This is not HTTP: {hint}"))
+            return
+        end = self._buffer.find(b"\r\n\r\n", max(0, len(self._buffer) - nbytes - 3))
+        size = end + 4 if end >= 0 else len(self._buffer)
+        if size > REQUEST_HEAD_LIMIT:
+            too_long = self._buffer.find(b"\r\n", 0, REQUEST_HEAD_LIMIT) < 0
+            self._refuse(UriTooLong() if too_long else HeadersTooLarge("The request head is larger than 32 KiB"))
+            return
+        if end < 0:
+            return
+        try:
+            head = parse_head(bytes(self._buffer[:size]))
+        except RelayError as error:
+            self._refuse(error)
+            return
+        del self._buffer[:size]
+        del self._frontend.heads[self]
+        assert self._transport is not None
+        peer = self._transport.get_extra_info("peername") or ("0.0.0.0", 0)
+        secure = self._transport.get_extra_info("ssl_object") is not None
+        self._exchange = Exchange(self, head, (peer[0], peer[1]), secure)
+        self._frontend.serve(self._exchange)
+
+    def head_overdue(self) -> None:
+        """The head did not come in time."""
+        self._refuse(RequestTimedOut(f"The request head did not arrive within {HEAD_TIMEOUT:g} s"))
+
+    def _refuse(self, error: RelayError) -> None:
+        self._frontend.heads.pop(self, None)
+        phrase = clean_phrase(error.message)
+        headers = [("Sec-WebSocket-Version", "13")] if isinstance(error, UpgradeRequired) else []
+        self.respond(error.status, phrase, headers, phrase.encode() + b"\n", "text/plain; charset=utf-8")
+
+    def upgrade(self, head: RequestHead, protocol: StreamProtocol, subprotocol: str | None) -> None:
+        """Write the 101 and give the transport away."""
+        transport = self._transport
+        if transport is None:
+            return
+        # One of each and nothing more: .NET compares `Connection` with the single word, and fails on a subprotocol
+        # that it did not ask for.
+        lines = [
+            "HTTP/1.1 101 Switching Protocols",
+            "Connection: Upgrade",
+            "Upgrade: websocket",
+            f"Sec-WebSocket-Accept: {accept_key(head.get('Sec-WebSocket-Key') or '')}",
+        ]
+        if subprotocol is not None:
+            lines.append(f"Sec-WebSocket-Protocol: {subprotocol}")
+        transport.write("\r\n".join((*lines, "", "")).encode("latin-1"))
+        early = bytes(self._buffer)
+        self._forget()
+        self._transport = None
+        transport.set_protocol(protocol)  # type: ignore[arg-type]
+        protocol.take_over(transport, early)
+        if self._paused:
+            transport.resume_reading()
+
+    def respond(
+        self,
+        status: int,
+        phrase: str | None,
+        headers: Iterable[tuple[str, str]],
+        body: bytes,
+        content_type: str,
+        *,
+        head_only: bool = False,
+    ) -> None:
+        """Write a response, then wait a moment for the peer to close."""
+        transport = self._transport
+        if transport is None:
+            return
+        if phrase is None:
+            phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else ""
+        lines = [
+            f"HTTP/1.1 {status} {phrase}",
+            f"Date: {formatdate(usegmt=True)}",
+            f"Content-Length: {len(body)}",
+            f"Content-Type: {content_type}",
+            "Connection: close",
+            *(f"{name}: {value}" for name, value in headers),
+        ]
+        transport.write("\r\n".join((*lines, "", "")).encode("latin-1", "replace") + (b"" if head_only else body))
+        self._buffer.clear()
+        self._frontend.lingering[self] = self._frontend.clock() + LINGER
+        if self._paused:
+            self._paused = False
+            transport.resume_reading()
+        if transport.can_write_eof():
+            transport.write_eof()
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        self._forget()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _forget(self) -> None:
+        self._frontend.heads.pop(self, None)
+        self._frontend.lingering.pop(self, None)
+        self._frontend.connections.discard(self)

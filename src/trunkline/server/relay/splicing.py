@@ -1,0 +1,167 @@
+"""Connections that are established: runs a `Splice` for each, and knows which hang on what.
+
+    Leg (sender) -> Connection -> Splice -> Connection -> Leg (listener)
+
+`Splicing` finds the connections that must end when a listener is lost, an entity is deleted or a key is removed,
+and looks at the clock of all of them once a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from trunkline.protocol.errors import RelayError
+from trunkline.protocol.frames import Masker
+from trunkline.protocol.limits import Limits
+from trunkline.protocol.splice import Actions, Side, Splice
+from trunkline.server.entities.authorization import Grant
+from trunkline.server.relay.legs import Leg
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a connection hangs on."""
+
+    tracking_id: str
+    # Id of the hybrid connection.
+    entity: str
+    # Id of the listener's registration.
+    listener: str
+    # What let the sender in; None for an anonymous one.
+    grant: Grant | None
+
+
+class Connection:
+    """A sender and a listener, joined."""
+
+    __slots__ = ("_clock", "_on_end", "facts", "legs", "splice", "started_at")
+
+    def __init__(
+        self,
+        facts: Facts,
+        limits: Limits,
+        *,
+        clock: Callable[[], float],
+        masker: Masker,
+        on_end: Callable[[Connection], None],
+    ) -> None:
+        self.facts = facts
+        self._clock = clock
+        self._on_end = on_end
+        self.started_at = clock()
+        self.splice = Splice(limits=limits, tracking_id=facts.tracking_id, now=self.started_at, masker=masker)
+        # legs[side]; both exist before the first of them is read.
+        self.legs = (Leg(self, Side.SENDER), Leg(self, Side.LISTENER))
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.facts.tracking_id} entity={self.facts.entity} {self.splice!r}>"
+
+    def start(self) -> None:
+        """Both legs have their transports: pass on what came ahead of that."""
+        for leg in self.legs:
+            leg.start()
+
+    def receive(self, side: Side, data: bytes) -> None:
+        """Bytes came from a leg."""
+        self._run(self.splice.receive(side, data, self._clock()))
+
+    def lost(self, side: Side) -> None:
+        """A leg is gone."""
+        self._run(self.splice.lost(side))
+
+    def congested(self, side: Side) -> None:
+        """A leg takes no more: stop reading the other."""
+        self.splice.congested(side)
+        self.legs[side.other].pause_reading()
+
+    def relieved(self, side: Side) -> None:
+        """A leg takes bytes again."""
+        self._run(self.splice.relieved(side))
+        self.legs[side.other].resume_reading()
+
+    def tick(self, now: float) -> None:
+        """Look at the clock."""
+        self._run(self.splice.tick(now))
+
+    def close(self, error: RelayError) -> None:
+        """End both legs with a Close."""
+        self._run(self.splice.close(error))
+
+    def tear_down(self, reason: str) -> None:
+        """Cut both legs."""
+        self._run(self.splice.tear_down(reason))
+
+    def _run(self, actions: Actions) -> None:
+        to_sender, to_listener, end = actions
+        if to_listener:
+            self.legs[Side.LISTENER].write(to_listener)
+        if to_sender:
+            self.legs[Side.SENDER].write(to_sender)
+        if end is not None:
+            self.legs[Side.SENDER].end(abort=end.abort_sender)
+            self.legs[Side.LISTENER].end(abort=end.abort_listener)
+            self._on_end(self)
+
+
+class Splicing:
+    """Every established connection of the node.
+
+    Args:
+        clock: seconds, monotonic; the loop's time.
+        masker: the routine that unmasks frames.
+    """
+
+    def __init__(self, *, clock: Callable[[], float], masker: Masker) -> None:
+        self._clock = clock
+        self._masker = masker
+        # Keys only, in the order of their beginning. Not by tracking id: a sender chooses its own.
+        self._connections: dict[Connection, None] = {}
+
+    def __repr__(self) -> str:
+        return f"<Splicing connections={len(self._connections)}>"
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def __iter__(self) -> Iterator[Connection]:
+        return iter(list(self._connections))
+
+    def join(self, facts: Facts, limits: Limits, on_end: Callable[[Connection], None]) -> Connection:
+        """Make a connection whose two legs are ready to take their transports over.
+
+        Args:
+            facts: what it hangs on.
+            limits: of its entity.
+            on_end: called once, when it has ended.
+        """
+
+        def ended(connection: Connection) -> None:
+            del self._connections[connection]
+            on_end(connection)
+
+        connection = Connection(facts, limits, clock=self._clock, masker=self._masker, on_end=ended)
+        self._connections[connection] = None
+        return connection
+
+    def listener_lost(self, listener: str, reason: str) -> None:
+        """Cut what runs over this registration (`on_listener_loss = teardown`)."""
+        for connection in self:
+            if connection.facts.listener == listener:
+                connection.tear_down(reason)
+
+    def close(self, which: Callable[[Facts], bool], error: RelayError) -> None:
+        """End with a Close what `which` picks."""
+        for connection in self:
+            if which(connection.facts):
+                connection.close(error)
+
+    def tick(self, now: float) -> None:
+        """Look at the clock of all; to be called about once a second."""
+        for connection in self:
+            connection.tick(now)
+
+    def abort(self, reason: str) -> None:
+        """Cut everything."""
+        for connection in self:
+            connection.tear_down(reason)
