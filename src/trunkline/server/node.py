@@ -27,7 +27,7 @@ import uuid
 from collections.abc import Coroutine
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import aiofastnet
 
@@ -51,11 +51,12 @@ from trunkline.server.status import Phase, answer
 from trunkline.server.tls import Certificates
 
 try:
-    from websockets.speedups import apply_mask as _apply_mask
+    from websockets.speedups import apply_mask
 except ImportError:  # websockets without its C part: slower, and the same bytes
     _masker: Masker = mask_bytes
 else:
-    _masker = _apply_mask
+    # It takes a memoryview as key as well, which its declaration does not say.
+    _masker = cast(Masker, apply_mask)
 
 log = logging.getLogger("trunkline.node")
 
@@ -125,17 +126,13 @@ class Node:
         self._servers: list[asyncio.Server] = []
         # Set when a drain need not wait any longer.
         self._quiet = asyncio.Event()
-        self.catalog = Catalog(
-            preset=settings.preset, node_limits=settings.limits, domain=settings.domain
-        )
+        self.catalog = Catalog(preset=settings.preset, node_limits=settings.limits, domain=settings.domain)
         self._clock = asyncio.get_running_loop().time
         authorizer = Authorizer(self.catalog)
         self.directory = LocalDirectory(clock=self._clock, chance=random.Random(secrets.randbits(64)))
         self.splicing = Splicing(clock=self._clock, masker=_masker)
         self.broker = Broker(
-            admission=Admission(
-                self.catalog, authorizer, wall_clock=time.time, new_guid=lambda: str(uuid.uuid4())
-            ),
+            admission=Admission(self.catalog, authorizer, wall_clock=time.time, new_guid=lambda: str(uuid.uuid4())),
             authorizer=authorizer,
             directory=self.directory,
             splicing=self.splicing,
@@ -181,8 +178,8 @@ class Node:
             await self._declare(self._declaration)
         await self.catalog.load(self._store)
         self.catalog.subscribe(self._changed)
-        self._tasks.spawn(self.catalog.follow(self._store))
-        self._tasks.spawn(self._watch_the_clock())
+        for work in (self.catalog.follow(self._store), self._watch_the_clock()):
+            _ = self._tasks.spawn(work)
         await self._listen(self._admin, self.settings.admin_host, self.settings.admin_port, None)
         context = None
         if self.settings.tls != "off":
@@ -231,6 +228,8 @@ class Node:
         """
         if declaration is not None:
             await self._declare(declaration)
+            assert self._store is not None
+            await self.catalog.wait_applied(await self._store.revision())
         if self._certificates is not None:
             self._certificates.reload()
 
@@ -313,10 +312,7 @@ class Node:
     async def stop(self) -> None:
         """Stop at once what is left, in order; may be called twice, and after a start that failed."""
         self.broker.draining = True
-        self.broker.close_channels(ServerBusy("ServerBusy: The relay is shutting down"))
-        deadline = self._clock() + FAREWELL
-        while self.broker.channels and self._clock() < deadline:
-            await asyncio.sleep(0.01)
+        await self.broker.close_channels(ServerBusy("ServerBusy: The relay is shutting down"), timeout=FAREWELL)
         self.phase = Phase.STOPPED
         for server in self._servers:
             server.close()

@@ -11,6 +11,7 @@ broker also acts on changes of the catalog: what hung on a deleted entity or a r
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -95,6 +96,8 @@ class Broker:
         self._meetings: dict[str, Meeting] = {}
         # Control channels whose transport is there, also while they close.
         self.channels: set[ControlChannel] = set()
+        # Set when the last of them has gone.
+        self._no_channels = asyncio.Event()
         # No new senders, and listeners wait for an answer that the next node gives.
         self.draining = False
 
@@ -170,7 +173,7 @@ class Broker:
             clock=self._clock,
             on_token=self._renew,
             on_ended=partial(self._listener_ended, teardown=admitted.limits.on_listener_loss == "teardown"),
-            on_gone=self.channels.discard,
+            on_gone=self._channel_gone,
         )
         try:
             channel.registration = await self.directory.register(facts.entity, channel, admitted.limits)
@@ -205,6 +208,11 @@ class Broker:
             self._splicing.listener_lost(channel.id, f"the listener's control channel was lost: {ended.reason}")
         for meeting in list(self._meetings.values()):
             meeting.listener_lost(channel.id)
+
+    def _channel_gone(self, channel: ControlChannel) -> None:
+        self.channels.discard(channel)
+        if not self.channels:
+            self._no_channels.set()
 
     # -- connect
 
@@ -301,10 +309,14 @@ class Broker:
         for meeting in list(self._meetings.values()):
             meeting.tick(now)
 
-    def close_channels(self, error: RelayError) -> None:
-        """Close every control channel; their data connections stay."""
+    async def close_channels(self, error: RelayError, *, timeout: float) -> None:
+        """Close every control channel and wait for their listeners, at most `timeout` seconds; connections stay."""
+        self._no_channels.clear()
         for channel in list(self.channels):
             channel.close(error, loss=False)
+        if self.channels:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._no_channels.wait(), timeout)
 
     def abort(self) -> None:
         """Cut every control channel and refuse every sender that waits."""

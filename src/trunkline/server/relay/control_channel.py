@@ -9,6 +9,7 @@ the expiry of tokens, so that a jump of the wall clock closes no channel.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -76,6 +77,10 @@ class ControlChannel(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         # Its place in the directory; set before the 101 is written.
         self.registration: Registration | None = None
+        # Commands that are not run yet. Running one may bring more (a token is checked while a batch is run): they go
+        # behind those that are there, so that nothing overtakes what was decided before it.
+        self._commands: deque[core.Command] = deque()
+        self._running = False
 
     def __repr__(self) -> str:
         return f"<ControlChannel entity={self.facts.entity} {self._machine!r}>"
@@ -160,22 +165,32 @@ class ControlChannel(asyncio.BufferedProtocol):
             self._transport.abort()
 
     def _run(self, commands: Iterable[core.Command]) -> None:
-        for command in commands:
-            match command:
-                case core.Send(data):
-                    if self._transport is not None:
-                        self._transport.write(data)
-                case core.CheckToken(token):
-                    self._on_token(self, token)
-                case core.CloseTransport():
-                    self._close_transport()
-                case core.AbortTransport():
-                    self.abort()
-                case core.Ended():
-                    self._on_ended(self, command)
-                case _:
-                    # Responses to HTTP requests: this node sends no requests, so they answer nothing.
-                    pass
+        self._commands.extend(commands)
+        if self._running:
+            return
+        self._running = True
+        try:
+            while self._commands:
+                self._run_one(self._commands.popleft())
+        finally:
+            self._running = False
+
+    def _run_one(self, command: core.Command) -> None:
+        match command:
+            case core.Send(data):
+                if self._transport is not None:
+                    self._transport.write(data)
+            case core.CheckToken(token):
+                self._on_token(self, token)
+            case core.CloseTransport():
+                self._close_transport()
+            case core.AbortTransport():
+                self.abort()
+            case core.Ended():
+                self._on_ended(self, command)
+            case _:
+                # Responses to HTTP requests: this node sends no requests, so they answer nothing.
+                pass
 
     def _close_transport(self) -> None:
         transport = self._transport
