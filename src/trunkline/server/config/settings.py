@@ -98,24 +98,27 @@ class NodeSettings(BaseSettings):
         frozen=True,
     )
 
-    host: Host = Field("127.0.0.1", description="address that the data plane binds to; 0.0.0.0 or :: is all of them")
-    port: Port = Field(8443, description="port of the data plane; 0 lets the system choose")
-    admin_host: Host = Field("127.0.0.1", description="address of the admin port")
-    admin_port: Port = Field(8081, description="port of /healthz and /readyz; 0 lets the system choose")
+    host: Host = Field(
+        default="127.0.0.1", description="address that the data plane binds to; 0.0.0.0 or :: is all of them"
+    )
+    port: Port = Field(default=8443, description="port of the data plane; 0 lets the system choose")
+    admin_host: Host = Field(default="127.0.0.1", description="address of the admin port")
+    admin_port: Port = Field(default=8081, description="port of /healthz and /readyz; 0 lets the system choose")
     tls: Annotated[Literal["development", "off"] | TlsFiles, BeforeValidator(_tls)] = Field(
-        "development",
+        default="development",
         description="development: certificates of an authority that the node makes and keeps in the data folder;"
         " off: none, for a proxy in front that ends TLS; or a certificate file and its key file",
     )
-    domain: Host = Field("localhost", description="a namespace is reached as <name>.<domain>")
+    domain: Host = Field(default="localhost", description="a namespace is reached as <name>.<domain>")
     data: Annotated[Path, AfterValidator(_path)] = Field(
-        Path("data"), description="folder for entities, keys and certificates that the node keeps"
+        default=Path("data"), description="folder for entities, keys and certificates that the node keeps"
     )
     public_url: Annotated[str | None, BeforeValidator(_public_url)] = Field(
-        None, description="how listeners and senders reach this node, when that is not the host and port it binds to"
+        default=None,
+        description="how listeners and senders reach this node, when that is not the host and port it binds to",
     )
     preset: Literal["default", "azure"] = Field(
-        "default", description="defaults of every limit; azure: as the real service was seen to do"
+        default="default", description="defaults of every limit; azure: as the real service was seen to do"
     )
     #: The limits that were set on the node itself; what was not set is decided by `preset`.
     limits: Mapping[str, Value] = Field(default_factory=dict)
