@@ -191,7 +191,7 @@ def test_sdk_refuses_to_sign_with_a_part_missing(audience: str, name: str, key: 
     with pytest.raises(InvalidSetting) as caught:
         sas.sign(audience, name, key, expires_at=expires_at)
     assert KEY not in str(caught.value) and "s3cret" not in str(caught.value)
-    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
 
 
 def test_parser_takes_the_scheme_in_any_case_and_the_fields_in_any_order() -> None:

@@ -205,6 +205,8 @@ _LINE_ENDS = str.maketrans("\r\n\0", "   ")
 
 
 def _load(text: str) -> dict[str, Any]:
+    command: object = None
+    fault = ""
     try:
         command = json.loads(
             text,
@@ -214,9 +216,11 @@ def _load(text: str) -> dict[str, Any]:
             object_pairs_hook=_unique,
         )
     except RecursionError:
-        raise InvalidMessage("the control message is nested too deeply") from None
-    except ValueError:  # the error of the JSON library would show the text, which may hold a token
-        raise InvalidMessage("the control message is not JSON") from None
+        fault = "the control message is nested too deeply"
+    except ValueError:
+        fault = "the control message is not JSON"
+    if fault:  # raised out here, so that the error does not carry the library's, which holds the whole text
+        raise InvalidMessage(fault)
     if not isinstance(command, dict):
         raise InvalidMessage("the control message is not a JSON object")
     return command

@@ -287,6 +287,8 @@ def split_authority(authority: str) -> tuple[str, int | None]:
     port that is not 1 to 65535, or a user name in front of the host.
     """
     host, port = authority, ""
+    if "@" in authority:
+        raise InvalidUrl("The address must not hold a user name or password")
     if ":" in authority and not authority.endswith("]"):
         host, _, port = authority.rpartition(":")
     if not _HOST.fullmatch(host):
