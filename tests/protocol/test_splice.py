@@ -421,12 +421,15 @@ def test_frame_within_the_limit_leaves_as_one_frame_and_a_longer_one_in_fragment
         assert (lane.messages, lane.bytes) == (1, length)
 
 
+@pytest.mark.parametrize("payload", [b"", b"hello"])
 @pytest.mark.parametrize("form", [126, 127])
-def test_length_in_a_longer_form_than_needed_leaves_in_the_shortest(form: int) -> None:
-    size = (5).to_bytes(2 if form == 126 else 8, "big")
-    lane = Lane(frame_limit=65_536)
-    assert lane.feed(bytes((0x82, 0x80 | form)) + size + KEY + mask_bytes(b"hello", KEY)) == b"\x82\x05hello"
-    assert (lane.messages, lane.bytes) == (1, 5)
+def test_length_in_a_longer_form_than_needed_leaves_in_the_shortest(form: int, payload: bytes) -> None:
+    size = len(payload).to_bytes(2 if form == 126 else 8, "big")
+    for first, messages in ((0x82, 1), (0x02, 0)):
+        lane = Lane(frame_limit=65_536)
+        stream = bytes((first, 0x80 | form)) + size + KEY + mask_bytes(payload, KEY)
+        assert lane.feed(stream) == bytes((first, len(payload))) + payload
+        assert (lane.messages, lane.bytes) == (messages, len(payload))
 
 
 def test_frame_leaves_as_it_arrives() -> None:
