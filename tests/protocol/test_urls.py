@@ -451,6 +451,23 @@ def test_node_finds_the_guid_of_a_tracking_id(id: str | None, guid: str | None) 
     assert urls.tracking_guid(id) == guid
 
 
+@pytest.mark.parametrize(
+    ("id", "kept"),
+    [
+        (GUID, GUID),
+        (GUID + "_G12_G34", GUID + "_G12_G34"),
+        (GUID + "\r\nforged line", GUID),
+        (GUID + "_" * 65, GUID),
+        (GUID + "\n", GUID),
+        ("forged", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_node_keeps_of_a_peers_tracking_id_what_a_log_can_hold(id: str | None, kept: str | None) -> None:
+    assert urls.tracking_id(id) == kept
+
+
 @given(target=st.one_of(ANY_TEXT, URL_TEXT, URL_TEXT.map(lambda rest: "/$hc/" + rest)))
 @example("/$hc/" + "%25" * 10_000)
 @example("/$hc/" + "a/" * 15_000)

@@ -39,6 +39,8 @@ _UNSAFE = re.compile(r'[^!-~]|["#<>\\^`{|}]|%(?![0-9A-Fa-f]{2})')
 _PARENT = re.compile(r"(?:^|[/\\])\.\.(?:$|[/\\])")
 _NON_ASCII_ESCAPE = re.compile(r"%[89A-Fa-f][0-9A-Fa-f]")
 _GUID = re.compile(r"[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}")
+# What follows it in the ids of the real service, and of .NET: "_G12_G34".
+_TRACKING_ID = re.compile(_GUID.pattern + r"[A-Za-z0-9._-]{0,64}")
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9._~-]")
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\]")
 _PATH_SAFE = "/!$&'()*+,;=:@-._~"
@@ -307,6 +309,14 @@ def tracking_guid(id: str | None) -> str | None:
     """
     found = _GUID.match(id) if id else None
     return found.group() if found else None
+
+
+def tracking_id(id: str | None) -> str | None:
+    """``id`` if it can name a connection in log lines and messages, else the GUID it begins with, or None.
+
+    An id comes from the peer and may hold anything: what is kept is a GUID and up to 64 plain characters.
+    """
+    return id if id and _TRACKING_ID.fullmatch(id) else tracking_guid(id)
 
 
 def _parameters(query: str) -> dict[str, str]:
