@@ -19,7 +19,8 @@ ANY_TEXT = st.text(alphabet=st.characters(codec=None, exclude_categories=()))  #
 
 def every_class() -> list[type[RelayError]]:
     """Those of the tree; other parts derive their own from them."""
-    return [kind for kind in (RelayError, *subclasses(RelayError)) if kind.__module__ == errors.__name__]
+    found: list[type[RelayError]] = [RelayError, *subclasses(RelayError)]
+    return [kind for kind in found if kind.__module__ == errors.__name__]
 
 
 def subclasses(kind: type[RelayError]) -> list[type[RelayError]]:
