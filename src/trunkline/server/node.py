@@ -276,16 +276,26 @@ class Node:
         self.broker.changed(change)
 
     async def _watch_the_clock(self) -> None:
+        looks = (
+            self._frontend.tick,
+            self._admin.tick,
+            self.broker.tick,
+            self.splicing.tick,
+            self._look_at_certificates,
+        )
         while True:
             await asyncio.sleep(self._tick)
-            now = self._clock()
-            for look in (self._frontend.tick, self._admin.tick, self.broker.tick, self.splicing.tick):
+            for look in looks:
                 try:
-                    look(now)
+                    look(self._clock())
                 except Exception:
                     log.exception("the node failed at %r", look)
             if self.phase is Phase.DRAINING and not len(self.splicing) and not self.broker.waiting_senders:
                 self._quiet.set()
+
+    def _look_at_certificates(self, now: float) -> None:
+        if self._certificates is not None:
+            self._certificates.refresh()
 
     # -- stop
 
