@@ -275,6 +275,7 @@ SECRET = signed("http://h/")
         (f"SharedAccessSignature sr=http://h/&sig={SECRET}&se=1&skn=r&more=1", "each of"),
         (f"SharedAccessSignature sr=http://h/&sig={SECRET}&se=1&skn=r&", "each of"),
         (f"SharedAccessSignature sr=http://h/\ud800&sig={SECRET}&se=1&skn=r", "not Unicode"),
+        (token("http://h/" + "a" * 16_384), "too long"),
         ("com.microsoft.azure.relay.SharedAccessSignatureToken@1f2e3d", "begin with the word"),
         ("eyJhbGciOiJub25lIn0.e30.", "begin with the word"),
     ],

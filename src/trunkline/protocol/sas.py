@@ -25,6 +25,9 @@ from trunkline.protocol.errors import InvalidSetting, InvalidToken
 _SCHEME = "SharedAccessSignature"
 _FIELDS = {"sr", "sig", "se", "skn"}
 
+# Characters. The longest path, host and rule name, escaped twice, stay well below; a renewToken could be larger.
+_LONGEST = 16_384
+
 # "se may be a decimal number"; twenty digits hold the largest 64-bit number, which some sign as "never".
 # ASCII digits only, no sign, no exponent, so neither inf nor nan nor a number that float() cannot hold.
 _EXPIRY = re.compile(r"[0-9]{1,20}(?:\.[0-9]{1,9})?")
@@ -125,6 +128,8 @@ def parse(text: str) -> SharedAccessSignature:
 
     Raises InvalidToken; what was wrong is told, the text is not shown.
     """
+    if len(text) > _LONGEST:
+        raise _invalid("it is too long")
     text = text.strip()
     if " " not in text:
         whole = unquote_plus if text[len(_SCHEME) : len(_SCHEME) + 1] == "+" else unquote
