@@ -34,6 +34,7 @@ from trunkline.protocol.urls import (
     split_authority,
     tracking_guid,
 )
+from trunkline.protocol.urls import tracking_id as tracking_id_of
 from trunkline.server.entities.authorization import Authorizer, Grant
 from trunkline.server.entities.catalog import Catalog
 from trunkline.server.entities.model import HybridConnection, Namespace
@@ -105,7 +106,7 @@ class Admission:
             target = parse_target(exchange.head.target)
             if isinstance(target, HttpTarget) or not exchange.head.is_websocket:
                 raise NotAWebSocket
-            tracking_id = target.id if tracking_guid(target.id) and target.id else tracking_id
+            tracking_id = tracking_id_of(target.id) or tracking_id
             if target.action in (Action.ACCEPT, Action.REQUEST):
                 return Arrival(target, tracking_id)
             return self._admit(exchange.head, target, tracking_id)
