@@ -251,13 +251,9 @@ def _rights(value: object) -> frozenset[Right]:
         raise InvalidSetting(f'{shown(value)} is not allowed: it must be a list of rights, ["Listen", "Send"]')
     known = {right.value: right for right in Right}
     for each in value:
-        if not isinstance(each, str):
-            raise InvalidSetting(f"{shown(each)} is no right: the rights are {', '.join(known)}")
-        if each not in known:
-            similar = {word.lower(): word for word in known}.get(each.lower())
-            raise InvalidSetting(
-                f"{shown(each)} is no right{f'; did you mean {similar}?' if similar else nearest(each, known)}"
-            )
+        if not isinstance(each, str) or each not in known:
+            similar = nearest(each, known) if isinstance(each, str) else f"; known are {', '.join(known)}"
+            raise InvalidSetting(f"{shown(each)} is no right{similar}")
     rights = frozenset(known[each] for each in value)
     if rights != implied(rights):
         raise InvalidSetting('Manage is granted only with the others: write ["Listen", "Send", "Manage"]')

@@ -33,9 +33,9 @@ class InvalidConfiguration(InvalidSetting):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """``; did you mean X?`` for the known word that looks most like it, else what is known."""
-    known = list(known)
-    close = difflib.get_close_matches(word[:60].lower(), known, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
+    spelling = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(word[:60].lower(), spelling, n=1)
+    return f"; did you mean {spelling[close[0]]}?" if close else f"; known are {', '.join(spelling.values())}"
 
 
 def shown(value: object) -> str:
