@@ -203,7 +203,7 @@ class SqliteStore:
             raise StoreDamaged(f"{self._file} was made by a newer version of Trunkline; use that one")
         [verdict] = pragma("quick_check(1)")
         if verdict != "ok":
-            raise StoreDamaged(f"{self._file} is damaged ({verdict}); restore a backup")
+            raise StoreDamaged(f"{self._file} is damaged ({verdict.splitlines()[-1]}); restore a backup")
 
     # --- in the worker thread ---
 
