@@ -19,7 +19,7 @@ from trunkline.protocol.messages import Accept
 from trunkline.protocol.urls import Action, accept_address
 from trunkline.server.entities.authorization import Grant
 from trunkline.server.relay.frontend import RECEIVE_BUFFER
-from trunkline.server.relay.legs import CLOSE_TIMEOUT, enable_keepalive
+from trunkline.server.relay.legs import Farewell, enable_keepalive
 from trunkline.server.relay.listeners import Offer, Registration
 
 # A listener that has not read this much of its offers is told of no more.
@@ -75,6 +75,8 @@ class ControlChannel(asyncio.BufferedProtocol):
         self._on_gone = on_gone
         # None before the 101 was written and after the transport is gone.
         self._transport: asyncio.Transport | None = None
+        # Set once the transport is being closed in order.
+        self._farewell: Farewell | None = None
         # Its place in the directory; set before the 101 is written.
         self.registration: Registration | None = None
         # Commands that are not run yet. Running one may bring more (a token is checked while a batch is run): they go
@@ -122,6 +124,7 @@ class ControlChannel(asyncio.BufferedProtocol):
 
     def take_over(self, transport: asyncio.Transport, early: bytes) -> None:
         self._transport = transport
+        transport.set_write_buffer_limits(BACKLOG)
         enable_keepalive(transport)
         if early:
             self._run(self._machine.receive(early, self._clock()))
@@ -135,7 +138,21 @@ class ControlChannel(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         return False
 
+    def pause_writing(self) -> None:
+        # A listener that sends pings and reads no pongs would fill the memory: it is not read either, until it reads.
+        # If it never does, it is silent for the machine, and lost.
+        if self._transport is not None and self._farewell is None:
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self._farewell is not None:
+            self._farewell.written()
+        elif self._transport is not None:
+            self._transport.resume_reading()
+
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._farewell is not None:
+            self._farewell.over()
         self._transport = None
         self._run(self._machine.connection_lost(self._clock()))
         self._on_gone(self)
@@ -193,7 +210,7 @@ class ControlChannel(asyncio.BufferedProtocol):
                 pass
 
     def _close_transport(self) -> None:
-        transport = self._transport
-        if transport is not None:
-            transport.close()
-            asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, transport.abort)
+        if self._transport is not None and self._farewell is None:
+            self._transport.resume_reading()
+            self._farewell = Farewell(self._transport)
+            self._farewell.begin()

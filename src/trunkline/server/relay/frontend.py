@@ -104,7 +104,7 @@ class Exchange:
     def __repr__(self) -> str:
         # Without its query, which may hold a token.
         state = "open" if self._frontend else "answered"
-        return f"<Exchange {self.head.method} {self.head.target.partition('?')[0]} {state}>"
+        return f"<Exchange {self.head.method} {self.head.target.partition('?')[0]!r} {state}>"
 
     @property
     def is_open(self) -> bool:
@@ -205,8 +205,8 @@ def parse_head(data: bytes) -> RequestHead:
             raise InvalidRequest("A WebSocket handshake is a GET request")
         if (head.get("Content-Length") or "0").strip() != "0" or head.get("Transfer-Encoding"):
             raise InvalidRequest("A WebSocket handshake has no body")
-        if not head.get("Sec-WebSocket-Key"):
-            raise InvalidRequest("The WebSocket handshake has no Sec-WebSocket-Key header")
+        if sum(name.lower() == "sec-websocket-key" and value != "" for name, value in head.headers) != 1:
+            raise InvalidRequest("The WebSocket handshake needs exactly one Sec-WebSocket-Key header")
         if head.get("Sec-WebSocket-Version") != "13":
             raise UpgradeRequired
     return head
@@ -300,7 +300,8 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         self._buffer += RECEIVE_BUFFER[:nbytes]
         if self._exchange is None:
             self._look_for_head(nbytes)
-        elif len(self._buffer) > EARLY_LIMIT and not self._paused and self._transport is not None:
+        # Also right behind the head: one read may bring far more than that. An answer empties the buffer.
+        if self._exchange is not None and len(self._buffer) > EARLY_LIMIT and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
 
@@ -326,7 +327,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
             self._refuse(error)
             return
         del self._buffer[:size]
-        del self._frontend.heads[self]
+        self._frontend.heads.pop(self, None)
         assert self._transport is not None
         peer = self._transport.get_extra_info("peername") or ("0.0.0.0", 0)
         secure = self._transport.get_extra_info("ssl_object") is not None
@@ -384,7 +385,8 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         if phrase is None:
             phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else ""
         lines = [
-            f"HTTP/1.1 {status} {phrase}",
+            # Nothing that a peer or a listener wrote can end the line, whoever calls.
+            f"HTTP/1.1 {status} {clean_phrase(phrase)}",
             f"Date: {formatdate(usegmt=True)}",
             f"Content-Length: {len(body)}",
             f"Content-Type: {content_type}",
@@ -399,6 +401,10 @@ class FrontendProtocol(asyncio.BufferedProtocol):
             transport.resume_reading()
         if transport.can_write_eof():
             transport.write_eof()
+        else:
+            # TLS cannot end one direction: closing says so with a close_notify, reads and drops what still comes, and
+            # waits for the peer.
+            transport.close()
 
     def abort(self) -> None:
         """Cut the connection."""

@@ -20,14 +20,17 @@ if TYPE_CHECKING:
 HIGH_WATER = 262_144
 LOW_WATER = 65_536
 
-# Seconds that a leg has to send what it holds and to close; then it is cut.
+# Seconds that a peer has to take something of what is left for it, or to close; then it is cut.
 CLOSE_TIMEOUT = 5.0
+
+# Seconds that all of this may take, for a peer that reads a little now and then.
+CLOSE_LIMIT = 120.0
 
 
 class Leg(asyncio.BufferedProtocol):
     """The sender's or the listener's end of a connection."""
 
-    __slots__ = ("_early", "_paused_reading", "connection", "side", "transport")
+    __slots__ = ("_early", "_farewell", "_paused_reading", "connection", "side", "transport")
 
     def __init__(self, connection: Connection, side: Side) -> None:
         self.connection = connection
@@ -37,12 +40,20 @@ class Leg(asyncio.BufferedProtocol):
         self._paused_reading = False
         # What came behind the request head, until the other leg can take it.
         self._early = b""
+        # Set once the connection has ended and this leg is closing in order.
+        self._farewell: Farewell | None = None
 
     def __repr__(self) -> str:
         state = "waiting" if self.transport is None else "paused" if self._paused_reading else "open"
+        if self._farewell is not None:
+            state = "closing" if self.transport is not None else "closed"
         return f"<Leg {self.side.name} {state}>"
 
     def take_over(self, transport: asyncio.Transport, early: bytes) -> None:
+        if self.connection.splice.ended is not None:
+            # The other leg was lost before this one was there: nobody would ever end it.
+            transport.abort()
+            return
         self.transport = transport
         transport.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
         enable_keepalive(transport)
@@ -67,13 +78,19 @@ class Leg(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
+        if self._farewell is not None:
+            self._farewell.over()
         self.connection.lost(self.side)
 
     def pause_writing(self) -> None:
-        self.connection.congested(self.side)
+        if self._farewell is None:
+            self.connection.congested(self.side)
 
     def resume_writing(self) -> None:
-        self.connection.relieved(self.side)
+        if self._farewell is None:
+            self.connection.relieved(self.side)
+        else:
+            self._farewell.written()
 
     def pause_reading(self) -> None:
         """Take no more from the peer for now."""
@@ -102,8 +119,55 @@ class Leg(asyncio.BufferedProtocol):
             return
         # A transport that is not read does not see the peer's close.
         self.resume_reading()
-        transport.close()
-        asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, transport.abort)
+        self._farewell = Farewell(transport)
+        self._farewell.begin()
+
+
+class Farewell:
+    """Closes a transport in order: what it holds is sent, and what still comes is read and dropped.
+
+    Dropped, and not left unread: a socket that is closed with unread bytes resets the connection, and the peer would
+    lose what was sent to it last, the Close with its reason. A peer that takes nothing for `CLOSE_TIMEOUT` is cut.
+    The protocol of the transport passes on `resume_writing` and `connection_lost` from now on.
+    """
+
+    __slots__ = ("_held", "_limit", "_loop", "_timer", "_transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._limit = self._loop.time() + CLOSE_LIMIT
+        # Bytes that were left to send when the timer was set.
+        self._held = transport.get_write_buffer_size()
+        self._timer = self._loop.call_later(CLOSE_TIMEOUT, self._look)
+
+    def begin(self) -> None:
+        """Say goodbye behind what is held. The protocol already knows this farewell."""
+        if self._transport.can_write_eof():
+            # The peer answers with its own end.
+            self._transport.write_eof()
+        elif self._held:
+            # TLS cannot end one direction, and closing it leaves a few seconds for what is held: wait for `written`.
+            self._transport.set_write_buffer_limits(0)
+        else:
+            self._transport.close()
+
+    def written(self) -> None:
+        """The transport holds less than its limit; under TLS nothing."""
+        if not self._transport.can_write_eof():
+            self._transport.close()
+
+    def over(self) -> None:
+        """The transport is gone."""
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        held = self._transport.get_write_buffer_size()
+        if 0 < held < self._held and self._loop.time() < self._limit:
+            self._held = held
+            self._timer = self._loop.call_later(CLOSE_TIMEOUT, self._look)
+        else:
+            self._transport.abort()
 
 
 def enable_keepalive(transport: asyncio.Transport) -> None:
