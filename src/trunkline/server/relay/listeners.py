@@ -71,6 +71,10 @@ class Placement:
     ticket: str
 
 
+# Address, rule and GUID: who is taken for the same client.
+Client = tuple[str, str, str | None]
+
+
 class Listener(Protocol):
     """A control channel, as far as the directory needs to know it."""
 
@@ -83,8 +87,8 @@ class Listener(Protocol):
         """The GUID that the listener gave itself (`sb-hc-id`), in lower case."""
 
     @property
-    def client(self) -> tuple[str, str, str | None]:
-        """Address, rule and GUID: who is taken for the same client."""
+    def client(self) -> Client:
+        """Who is taken for the same client."""
 
     def deliver(self, offer: Offer) -> bool:
         """Tell it of a sender; False when it cannot be told. Raises HeadersTooLarge."""
@@ -96,7 +100,8 @@ class Registration:
 
     entity: str
     listener: Listener
-    limits: Limits
+    # As it was when it came: a renewed token may be of another rule.
+    client: Client
     # Has a control channel and no place: is never chosen.
     parked: bool = False
     # Senders that waited for it in vain since it last came.
@@ -150,14 +155,16 @@ class ListenerDirectory(Protocol):
 class _Roster:
     """Who is there for one entity."""
 
-    __slots__ = ("parked", "registered", "tickets", "turn", "waiting")
+    __slots__ = ("most_listeners", "parked", "registered", "tickets", "turn", "waiting")
 
     def __init__(self) -> None:
+        # `max_listeners` as whoever asked last had it; 0 is no limit.
+        self.most_listeners = 0
         # In the order in which they come into their turn; under `active-standby` the first is active.
         self.registered: list[Registration] = []
         self.parked: list[Registration] = []
-        # Handshakes that wait to be parked or registered: by client, in order.
-        self.waiting: list[tuple[tuple[str, str, str | None], asyncio.Future[None]]] = []
+        # Handshakes that wait to be parked or registered: by client, in order. No client without one.
+        self.waiting: dict[Client, dict[Registration, asyncio.Future[None]]] = {}
         # Senders: the listener that has each, None while there is none.
         self.tickets: dict[str, Registration | None] = {}
         # Counts placements, for `round-robin`.
@@ -187,63 +194,86 @@ class LocalDirectory:
 
     async def register(self, entity: str, listener: Listener, limits: Limits) -> Registration:
         roster = self._rosters.setdefault(entity, _Roster())
-        registration = Registration(entity, listener, limits)
-        try:
-            while limits.max_listeners and len(roster.registered) >= limits.max_listeners:
-                if not any(each.listener.client == listener.client for each in roster.registered):
-                    raise ListenerQuotaExceeded(
-                        f"QuotaExceeded: The endpoint has {limits.max_listeners} listeners, which is its maximum "
-                        "(max_listeners); close one, or raise it"
-                    )
-                if sum(each.listener.client == listener.client for each in roster.parked) < PARKED_PER_CLIENT:
-                    registration.parked = True
-                    roster.parked.append(registration)
-                    return registration
-                await self._wait(roster, listener.client)
-        finally:
-            self._forget_if_empty(entity, roster)
-        roster.registered.append(registration)
-        self._rosters[entity] = roster
+        registration = Registration(entity, listener, listener.client)
+        self._set_most_listeners(roster, limits)
+        if _has_room(roster):
+            roster.registered.append(registration)
+        elif not any(each.client == registration.client for each in (*roster.registered, *roster.parked)):
+            raise ListenerQuotaExceeded(
+                f"QuotaExceeded: The endpoint has {limits.max_listeners} listeners, which is its maximum "
+                "(max_listeners); close one, or raise it"
+            )
+        elif _may_park(roster, registration.client):
+            _park(roster, registration)
+        else:
+            await self._wait(roster, registration)
         return registration
 
-    async def _wait(self, roster: _Roster, client: tuple[str, str, str | None]) -> None:
-        """Wait until a place or a parking place may be free."""
-        if sum(each == client for each, _ in roster.waiting) >= WAITING_PER_CLIENT:
+    async def _wait(self, roster: _Roster, registration: Registration) -> None:
+        """Wait for a place or a parking place, which `_settle` gives."""
+        queue = roster.waiting.setdefault(registration.client, {})
+        if len(queue) >= WAITING_PER_CLIENT:
             raise ListenerQuotaExceeded(
                 f"QuotaExceeded: Your client has {WAITING_PER_CLIENT} listeners waiting for a place already"
             )
-        entry = (client, asyncio.get_running_loop().create_future())
-        roster.waiting.append(entry)
+        queue[registration] = asyncio.get_running_loop().create_future()
         try:
-            await entry[1]
-        finally:
-            if entry in roster.waiting:
-                roster.waiting.remove(entry)
+            await queue[registration]
+        except asyncio.CancelledError:
+            # It may have been given a place in the moment in which it left.
+            self._remove(roster, registration)
+            raise
 
     async def unregister(self, registration: Registration) -> None:
         roster = self._rosters.get(registration.entity)
-        if roster is None:
-            return
-        if registration in roster.parked:
+        if roster is not None:
+            self._remove(roster, registration)
+
+    def _remove(self, roster: _Roster, registration: Registration) -> None:
+        """Take it off, wherever it stands, and give what is free to those who wait; a second time does nothing."""
+        queue = roster.waiting.get(registration.client, {})
+        if registration in queue:
+            del queue[registration]
+            if not queue:
+                del roster.waiting[registration.client]
+        elif registration in roster.parked:
             roster.parked.remove(registration)
         elif registration in roster.registered:
             roster.registered.remove(registration)
-            limit = registration.limits.max_listeners
-            if roster.parked and (not limit or len(roster.registered) < limit):
-                successor = roster.parked.pop(0)
-                successor.parked = False
-                roster.registered.append(successor)
-        else:
-            return
-        if roster.waiting:
-            _, waiter = roster.waiting.pop(0)
-            if not waiter.done():
-                waiter.set_result(None)
+        self._settle(roster)
         self._forget_if_empty(registration.entity, roster)
+
+    def _set_most_listeners(self, roster: _Roster, limits: Limits) -> None:
+        if roster.most_listeners != limits.max_listeners:
+            roster.most_listeners = limits.max_listeners
+            self._settle(roster)
+
+    def _settle(self, roster: _Roster) -> None:
+        """Fill free places with parked listeners in their order, and theirs with those of the same client that wait."""
+        while roster.parked and _has_room(roster):
+            successor = roster.parked.pop(0)
+            successor.parked = False
+            roster.registered.append(successor)
+        for client in list(roster.waiting):
+            while client in roster.waiting and (_has_room(roster) or _may_park(roster, client)):
+                queue = roster.waiting[client]
+                registration = next(iter(queue))
+                waiter = queue.pop(registration)
+                if not queue:
+                    del roster.waiting[client]
+                if waiter.done():
+                    # Cancelled; its task is about to find that it stands nowhere.
+                    continue
+                if _has_room(roster):
+                    roster.registered.append(registration)
+                else:
+                    _park(roster, registration)
+                waiter.set_result(None)
 
     async def place(self, offer: Offer, exclude: frozenset[str]) -> Placement:
         roster = self._rosters.setdefault(offer.entity, _Roster())
         try:
+            self._set_most_listeners(roster, offer.limits)
             most = offer.limits.max_senders
             if offer.ticket not in roster.tickets and most and len(roster.tickets) >= most:
                 raise QuotaExceeded(
@@ -253,6 +283,10 @@ class LocalDirectory:
             for registration in self._in_order(roster, offer, exclude):
                 if registration.listener.deliver(offer):
                     roster.turn += 1
+                    before = roster.tickets.get(offer.ticket)
+                    if before is not None:
+                        # It was offered to that one, which did not come or was lost.
+                        before.tickets.discard(offer.ticket)
                     roster.tickets[offer.ticket] = registration
                     registration.tickets.add(offer.ticket)
                     return Placement(offer.entity, registration.listener.id, offer.ticket)
@@ -284,14 +318,16 @@ class LocalDirectory:
         registration = self._find(placement)
         if registration is None:
             return True
-        registration.strikes += 1
-        if registration.strikes < STRIKES:
-            return False
-        registration.strikes = 0
-        registration.passed_over_until = self._clock() + PASSED_OVER_FOR
         registered = self._rosters[placement.entity].registered
-        registered.remove(registration)
-        registered.append(registration)
+        if registration.passed_over_until <= self._clock():
+            registration.strikes += 1
+            if registration.strikes < STRIKES:
+                return False
+            registration.strikes = 0
+            registration.passed_over_until = self._clock() + PASSED_OVER_FOR
+            registered.remove(registration)
+            registered.append(registration)
+        # Else it has been passed over already, and this sender was told to wait for it before.
         return len(registered) > 1
 
     def _find(self, placement: Placement) -> Registration | None:
@@ -318,13 +354,26 @@ class LocalDirectory:
         return {
             "listeners": sum(len(each.registered) for each in rosters),
             "parked_listeners": sum(len(each.parked) for each in rosters),
-            "waiting_listeners": sum(len(each.waiting) for each in rosters),
+            "waiting_listeners": sum(len(queue) for each in rosters for queue in each.waiting.values()),
             "senders": sum(len(each.tickets) for each in rosters),
         }
 
     def _forget_if_empty(self, entity: str, roster: _Roster) -> None:
         if roster.is_empty and self._rosters.get(entity) is roster:
             del self._rosters[entity]
+
+
+def _has_room(roster: _Roster) -> bool:
+    return not roster.most_listeners or len(roster.registered) < roster.most_listeners
+
+
+def _may_park(roster: _Roster, client: Client) -> bool:
+    return sum(each.client == client for each in roster.parked) < PARKED_PER_CLIENT
+
+
+def _park(roster: _Roster, registration: Registration) -> None:
+    registration.parked = True
+    roster.parked.append(registration)
 
 
 def _is_wanted(guid: str | None, offer: Offer) -> bool:
