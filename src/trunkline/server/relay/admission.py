@@ -12,6 +12,7 @@ a good token learns which entities exist. A listener always needs a token; a sen
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -19,11 +20,12 @@ from trunkline.protocol.errors import (
     EndpointDisabled,
     EndpointNotFound,
     InternalError,
+    InvalidRequest,
     NotAWebSocket,
     RelayError,
     clean_phrase,
 )
-from trunkline.protocol.limits import Limits
+from trunkline.protocol.limits import ENTITY_PATH_LIMIT, Limits
 from trunkline.protocol.sas import Right
 from trunkline.protocol.urls import (
     Action,
@@ -42,6 +44,9 @@ from trunkline.server.relay.frontend import Exchange, RequestHead
 
 _TOKEN_HEADER = "ServiceBusAuthorization"
 _STANDARD_TOKEN_HEADER = "Authorization"
+
+# What stands in front of the path of an entity in a request target.
+_FRONT = re.compile(r"(?:[a-z][a-z0-9+.-]*://[^/?]*)?/*(?:(?:\$|%24)hc/+)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +109,10 @@ class Admission:
         tracking_id = self._new_guid()
         try:
             target = parse_target(exchange.head.target)
-            if isinstance(target, HttpTarget) or not exchange.head.is_websocket:
+            if not exchange.head.is_websocket:
                 raise NotAWebSocket
+            if isinstance(target, HttpTarget):
+                raise InvalidRequest("A WebSocket goes to /$hc/ and the path of a hybrid connection")
             tracking_id = tracking_id_of(target.id) or tracking_id
             if target.action in (Action.ACCEPT, Action.REQUEST):
                 return Arrival(target, tracking_id)
@@ -115,8 +122,10 @@ class Admission:
             raise
 
     def _admit(self, head: RequestHead, target: RelayTarget, tracking_id: str) -> Admitted:
-        host, _ = split_authority(head.get("Host") or "")
-        namespace = self._catalog.namespace_for_host(host)
+        authority = head.get("Host") or ""
+        host, _ = split_authority(authority)
+        # Given whole: an IPv6 address without its brackets could not be told from a host with a port.
+        namespace = self._catalog.namespace_for_host(authority)
         if namespace is None:
             raise EndpointNotFound(f"Endpoint does not exist: no namespace of this relay is called {host}")
         entity, suffix = self._entity(namespace, target)
@@ -137,7 +146,8 @@ class Admission:
                 now=self._wall_clock(),
             )
         if entity is None:
-            raise EndpointNotFound(f"Endpoint does not exist: {'/'.join(target.segments)}")
+            # No entity has a longer path, and a client may not read a reason phrase of 30 KiB.
+            raise EndpointNotFound(f"Endpoint does not exist: {'/'.join(target.segments)[:ENTITY_PATH_LIMIT]}")
         if grant is not None:
             grant.require(right)
         if not entity.enabled:
@@ -195,10 +205,7 @@ class Admission:
         """Answer with an error: one line that says what, which endpoint, when, and the tracking id."""
         known = error if isinstance(error, RelayError) else InternalError()
         host = exchange.head.get("Host") or "unknown"
-        path = exchange.head.target.partition("?")[0]
-        for prefix in ("/$hc/", "/%24hc/"):
-            if path.lower().startswith(prefix):
-                path = path[len(prefix) - 1 :]
+        path = "/" + _FRONT.sub("", exchange.head.target.partition("?")[0], count=1)
         phrase = known.reason_phrase(
             tracking_id=known.tracking_id or self._new_guid(),
             address=clean_phrase(f"sb://{host}{path}"),

@@ -28,13 +28,14 @@ from trunkline.protocol.errors import (
     RelayError,
     RendezvousNotFound,
     ServerBusy,
+    clean_phrase,
 )
 from trunkline.protocol.frames import Masker
 from trunkline.protocol.messages import RemoteEndpoint
 from trunkline.protocol.rendezvous import Rendezvous
 from trunkline.protocol.sas import Right
 from trunkline.protocol.splice import Side
-from trunkline.protocol.urls import Action, split_authority
+from trunkline.protocol.urls import Action, base_url, split_authority
 from trunkline.server.entities.authorization import Authorizer, Grant
 from trunkline.server.entities.catalog import CatalogChange
 from trunkline.server.entities.model import HybridConnection
@@ -127,7 +128,8 @@ class Broker:
 
     def refuse(self, exchange: Exchange, error: RelayError) -> None:
         """Answer with an error."""
-        log.info("refused %r from %s: %s", exchange, exchange.remote[0], error)
+        # On one line, whatever the peer wrote into its address.
+        log.info("refused %r from %s: %s", exchange, exchange.remote[0], clean_phrase(str(error)))
         self._admission.refuse(exchange, error)
 
     # -- listen
@@ -145,17 +147,16 @@ class Broker:
 
     async def _register(self, exchange: Exchange, admitted: Admitted) -> None:
         assert admitted.grant is not None
-        scheme = "wss" if exchange.secure else "ws"
-        host = exchange.head.get("Host") or ""
+        host, port = split_authority(exchange.head.get("Host") or "")
         now = self._clock()
         facts = ChannelFacts(
             id=self._new_secret(),
             entity=admitted.entity.key,
-            host=split_authority(host)[0].lower(),
+            host=host,
             grant=admitted.grant,
             guid=admitted.guid,
             remote=exchange.remote,
-            base_url=f"{scheme}://{host}",
+            base_url=base_url(host, port, secure=exchange.secure),
             user_agent=exchange.head.get("Relay-User-Agent") or exchange.head.get("User-Agent") or "",
             opened_at=self._wall_clock(),
         )
@@ -181,12 +182,18 @@ class Broker:
             error.tracking_id = admitted.tracking_id
             self.refuse(exchange, error)
             return
+        except Exception:
+            log.exception("the relay failed on %r", exchange)
+            self.refuse(exchange, InternalError(tracking_id=admitted.tracking_id))
+            return
         try:
             # It may have waited long for its place: does all of it still hold?
             self._admission.admit(exchange)
         except RelayError as error:
-            await self.directory.unregister(channel.registration)
             self.refuse(exchange, error)
+        if self.draining or not exchange.is_open:
+            # Refused, gone, or held like any other that comes now.
+            await self.directory.unregister(channel.registration)
             return
         self.channels.add(channel)
         exchange.upgrade(channel, subprotocol=_first(exchange.head.tokens("Sec-WebSocket-Protocol")))
@@ -259,8 +266,7 @@ class Broker:
 
     def over(self, meeting: Meeting, *, joined: bool) -> None:
         """A sender waits no longer."""
-        del self._meetings[meeting.offer.secret]
-        if not joined:
+        if self._meetings.pop(meeting.offer.secret, None) is not None and not joined:
             self.spawn(self.directory.release(meeting.offer.ticket, meeting.offer.entity))
 
     # -- changes and the clock
@@ -310,7 +316,11 @@ class Broker:
             meeting.tick(now)
 
     async def close_channels(self, error: RelayError, *, timeout: float) -> None:
-        """Close every control channel and wait for their listeners, at most `timeout` seconds; connections stay."""
+        """Close every control channel and wait for their listeners, at most `timeout` seconds; connections stay.
+
+        Senders that still wait are refused: nobody is left to accept them.
+        """
+        self._refuse_waiting()
         self._no_channels.clear()
         for channel in list(self.channels):
             channel.close(error, loss=False)
@@ -320,10 +330,13 @@ class Broker:
 
     def abort(self) -> None:
         """Cut every control channel and refuse every sender that waits."""
-        for meeting in list(self._meetings.values()):
-            meeting.refuse(ServerBusy("ServerBusy: The relay is shutting down, try again"))
+        self._refuse_waiting()
         for channel in list(self.channels):
             channel.abort()
+
+    def _refuse_waiting(self) -> None:
+        for meeting in list(self._meetings.values()):
+            meeting.refuse(ServerBusy("ServerBusy: The relay is shutting down, try again"))
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine to its end, in a task that is kept."""
@@ -393,7 +406,7 @@ class Meeting:
 
     def tick(self, now: float) -> None:
         """Look at the clock."""
-        if now >= self._machine.deadline and not self._expiring:
+        if now >= self._machine.deadline and not self._expiring and not self._machine.over:
             self._expiring = True
             self._broker.spawn(self._expire())
 
@@ -414,6 +427,9 @@ class Meeting:
         self._run(self._machine.expired(self._broker.now(), deposed=deposed))
 
     async def _place(self, exclude: frozenset[str]) -> None:
+        if self._machine.over:
+            # The sender left before anybody was told of it.
+            return
         try:
             placement = await self._broker.directory.place(self.offer, exclude)
         except RelayError as error:
