@@ -242,12 +242,12 @@ def test_both_ends_see_what_the_other_said_however_it_is_chunked(
             splice.congested(side)
         else:
             is_congested[side] = False
-            took(splice.relieved(side))
+            took(splice.relieved(side, 101.0))
     for side in Side:
         receive(side, len(arriving[side]))
     for side in Side:
         is_congested[side] = False
-        took(splice.relieved(side))
+        took(splice.relieved(side, 101.0))
 
     for side in Side:
         assert frames[side.other] == expected[side]
@@ -382,7 +382,7 @@ def test_splice_ends_at_most_once_whatever_happens_and_sends_whole_frames_to_a_l
                 splice.congested(side)
                 actions = NOTHING
             case "relieved":
-                actions = splice.relieved(side)
+                actions = splice.relieved(side, 101.0)
             case "tick":
                 actions = splice.tick(count * 10.0)
             case "close":
@@ -549,11 +549,11 @@ def test_pong_waits_until_its_leg_is_relieved(side: Side) -> None:
     assert splice.receive(side, incoming(0x89, b"hi"), 101.0) == NOTHING
     passed = splice.receive(side.other, incoming(0x82, b"data"), 101.0)
     assert whole(toward(side, passed)) == [(0x82, b"data")]
-    assert splice.relieved(side.other) == NOTHING
-    actions = splice.relieved(side)
+    assert splice.relieved(side.other, 101.0) == NOTHING
+    actions = splice.relieved(side, 101.0)
     assert whole(toward(side, actions)) == [(0x8A, b"hi")]
     assert toward(side.other, actions) == b""
-    assert splice.relieved(side) == NOTHING
+    assert splice.relieved(side, 101.0) == NOTHING
 
 
 def test_pong_of_a_congested_leg_waits_for_the_frame_after_the_relief() -> None:
@@ -562,7 +562,7 @@ def test_pong_of_a_congested_leg_waits_for_the_frame_after_the_relief() -> None:
     left = splice.receive(LISTENER, frame[:8], 101.0).to_sender
     splice.congested(SENDER)
     splice.receive(SENDER, incoming(0x89, b"hi"), 101.0)
-    assert splice.relieved(SENDER) == NOTHING  # inside the frame
+    assert splice.relieved(SENDER, 101.0) == NOTHING  # inside the frame
     left += splice.receive(LISTENER, frame[8:], 101.0).to_sender
     assert whole(left) == [(0x82, b"0123456789"), (0x8A, b"hi")]
 
@@ -574,7 +574,7 @@ def test_pong_of_a_congested_leg_does_not_go_at_the_end_of_a_frame() -> None:
     splice.congested(SENDER)
     splice.receive(SENDER, incoming(0x89, b"hi"), 101.0)
     left += splice.receive(LISTENER, frame[8:], 101.0).to_sender
-    left += splice.relieved(SENDER).to_sender
+    left += splice.relieved(SENDER, 101.0).to_sender
     assert whole(left) == [(0x82, b"0123456789"), (0x8A, b"hi")]
 
 
@@ -585,9 +585,9 @@ def test_pong_is_dropped_when_a_close_has_gone_before_it(relieved_first: bool) -
     splice.receive(SENDER, incoming(0x89, b"hi"), 101.0)
     assert only_close(splice.receive(LISTENER, close_frame(1000), 101.0).to_sender) == (1000, "")
     if relieved_first:
-        assert splice.relieved(SENDER) == NOTHING
+        assert splice.relieved(SENDER, 101.0) == NOTHING
     assert splice.receive(SENDER, incoming(0x89, b"hi"), 101.0) == NOTHING
-    assert splice.relieved(SENDER) == NOTHING
+    assert splice.relieved(SENDER, 101.0) == NOTHING
 
 
 # --- Close ---
@@ -834,6 +834,16 @@ def test_silent_connection_whose_frame_is_under_way_is_cut_on_that_side() -> Non
     assert aborts(actions.end) == (False, True)
 
 
+@pytest.mark.parametrize("side", Side)
+def test_reader_that_takes_bytes_again_is_life(side: Side) -> None:
+    splice = make_splice(now=0.0, idle_timeout=10.0)
+    splice.receive(side.other, incoming(0x82, b"data"), 1.0)
+    splice.congested(side)  # from here on the other side is not read
+    splice.relieved(side, 9.0)
+    assert splice.tick(18.9) == NOTHING
+    assert splice.tick(19.0).end is not None
+
+
 def test_idle_timeout_of_0_is_off() -> None:
     assert make_splice(now=0.0, idle_timeout=0.0).tick(1e9) == NOTHING
 
@@ -845,6 +855,7 @@ def test_half_closed_connection_is_ended_when_the_open_direction_is_silent(side:
     assert splice.tick(124.9) == NOTHING  # the idle timeout does not apply
     splice.receive(side.other, incoming(0x82, b"data"), 100.0)
     splice.receive(side, b"junk", 219.0)  # the closed direction is not life
+    splice.receive(side.other, incoming(0x89, b"?"), 219.0)  # nor is a heartbeat
     assert splice.tick(219.9) == NOTHING
     actions = splice.tick(220.0)
     code, reason = only_close(toward(side, actions))
@@ -941,7 +952,7 @@ def test_splice_that_has_ended_does_nothing_more(how: str) -> None:
     for side in Side:
         assert splice.receive(side, incoming(0x82, b"late"), 2000.0) == NOTHING
         assert splice.lost(side) == NOTHING
-        assert splice.relieved(side) == NOTHING
+        assert splice.relieved(side, 101.0) == NOTHING
     assert splice.tick(1e9) == NOTHING
     assert splice.close(RelayError("again")) == NOTHING
     assert splice.tear_down("again") == NOTHING

@@ -352,6 +352,8 @@ class Splice:
         self._received_at = [now, now]
         # When the first of the two lanes was shut; None while both are open.
         self._half_closed_at: float | None = None
+        # When something last passed from one side to the other since then.
+        self._passed_at = now
         # How it ended; None while it runs.
         self.ended: End | None = None
 
@@ -366,6 +368,9 @@ class Splice:
         lane = self.lanes[side]
         self._received_at[side] = now
         out = lane.feed(data)
+        if out and self._half_closed_at is not None:
+            # Data counts, a Ping does not: a heartbeat would keep half a connection for ever.
+            self._passed_at = now
         if lane.ping is None and lane.close is None and lane.violation is None:
             return Actions(b"", out) if side == Side.SENDER else Actions(out)
         back = b""
@@ -396,8 +401,9 @@ class Splice:
         """The leg of `side` takes no more bytes for now: pongs for it wait."""
         self.lanes[side.other].congested = True
 
-    def relieved(self, side: Side) -> Actions:
-        """The leg of `side` takes bytes again."""
+    def relieved(self, side: Side, now: float) -> Actions:
+        """The leg of `side` takes bytes again: what the other side sent while it was not read is passing."""
+        self._received_at[side.other] = now
         frame = self.lanes[side.other].relieve() if self.ended is None else b""
         return Actions(frame) if side == Side.SENDER else Actions(b"", frame)
 
@@ -410,8 +416,7 @@ class Splice:
             if self._limits.idle_timeout and silent >= self._limits.idle_timeout:
                 return self._close(1001, f"IdleTimeout: no frame came for {self._limits.idle_timeout:g} s")
             return NOTHING
-        open_side = Side.SENDER if self.lanes[Side.SENDER].close is None else Side.LISTENER
-        silent = now - max(self._half_closed_at, self._received_at[open_side])
+        silent = now - max(self._half_closed_at, self._passed_at)
         if self._limits.half_close_timeout and silent >= self._limits.half_close_timeout:
             limit = self._limits.half_close_timeout
             return self._close(1001, f"HalfCloseTimeout: no data came for {limit:g} s after one side's Close")

@@ -77,7 +77,7 @@ class Connection:
 
     def relieved(self, side: Side) -> None:
         """A leg takes bytes again."""
-        self._run(self.splice.relieved(side))
+        self._run(self.splice.relieved(side, self._clock()))
         self.legs[side.other].resume_reading()
 
     def tick(self, now: float) -> None:
