@@ -1,0 +1,520 @@
+"""What comes in on the port, down to single bytes, and what is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import pytest
+import trustme
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.relay.peers import ACCEPT, HOST, KEY, Answer, Clock, Peer, Serving, handshake, until
+from trunkline.protocol.errors import QuotaExceeded, RelayError
+from trunkline.protocol.limits import HEAD_TIMEOUT, REQUEST_HEAD_LIMIT
+from trunkline.server.relay import frontend as frontend_module
+from trunkline.server.relay.frontend import EARLY_LIMIT, LINGER, Exchange, Frontend, FrontendProtocol, parse_head
+
+AUTHORITY = trustme.CA()
+
+
+def server_tls() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    AUTHORITY.issue_cert(HOST).configure_cert(context)
+    return context
+
+
+def client_tls() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    AUTHORITY.configure_trust(context)
+    return context
+
+
+class Echo(asyncio.BufferedProtocol):
+    """Takes a transport over and sends back what comes, and first what came early."""
+
+    def __init__(self) -> None:
+        self.lost = asyncio.Event()
+        self.early = b""
+
+    def take_over(self, transport: asyncio.Transport, early: bytes) -> None:
+        self.transport = transport
+        self.early = early
+        transport.write(early)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return frontend_module.RECEIVE_BUFFER
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.transport.write(bytes(frontend_module.RECEIVE_BUFFER[:nbytes]))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.set()
+
+
+def say_target(exchange: Exchange) -> None:
+    exchange.respond(200, body=exchange.head.target.encode())
+
+
+def say_nothing(exchange: Exchange) -> None:
+    """Somebody will answer later."""
+
+
+class Port:
+    """A frontend on a port, and the requests that it has handed on."""
+
+    def __init__(self, serve: Callable[[Exchange], object] = say_target, *, tls: bool = False) -> None:
+        self.clock = Clock()
+        self._serve = serve
+        self._exchanges: asyncio.Queue[Exchange] = asyncio.Queue()
+        self.frontend = Frontend(self._take, self.clock)
+        self._tls = tls
+        self._serving = Serving(self.frontend, server_tls() if tls else None)
+
+    def _take(self, exchange: Exchange) -> None:
+        self._exchanges.put_nowait(exchange)
+        self._serve(exchange)
+
+    async def __aenter__(self) -> Self:
+        await self._serving.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._serving.__aexit__(kind, error, trace)
+        assert not self.frontend.heads and not self.frontend.lingering
+
+    async def dial(self) -> Peer:
+        return await Peer.dial(self._serving.port, client_tls() if self._tls else None)
+
+    async def exchange(self) -> Exchange:
+        """The next request that was handed on."""
+        async with asyncio.timeout(5):
+            return await self._exchanges.get()
+
+    @property
+    def is_idle(self) -> bool:
+        return self._exchanges.empty()
+
+    @property
+    def newest(self) -> FrontendProtocol:
+        return self._serving.protocols[-1]
+
+    async def holds(self, size: int) -> None:
+        """Exactly so many bytes have come on the only connection."""
+        await until(lambda: self.frontend.heads and self.held() == size)
+
+    def held(self) -> int:
+        """Bytes that are kept of the newest connection."""
+        return len(self.newest._buffer)
+
+    def pass_time(self, seconds: float) -> None:
+        self.clock.now += seconds
+        self.frontend.tick(self.clock.now)
+
+
+async def asked(data: bytes, *, tls: bool = False) -> tuple[Answer, bytes]:
+    """What is answered to these bytes, to the end of the stream."""
+    async with Port(tls=tls) as port:
+        peer = await port.dial()
+        peer.send(data)
+        answer = await peer.answer()
+        body = await peer.to_end()
+        await peer.leave()
+        return answer, body
+
+
+# -- heads
+
+
+async def test_a_head_split_at_every_byte_is_read_as_one() -> None:
+    head = handshake("/$hc/orders?a=b", [("X-Custom", "é ü")])
+    async with Port(say_nothing) as port:
+        for cut in range(1, len(head)):
+            async with await port.dial() as peer:
+                peer.send(head[:cut])
+                await port.holds(cut)
+                assert port.is_idle
+                peer.send(head[cut:])
+                exchange = await port.exchange()
+                assert exchange.head.target == "/$hc/orders?a=b"
+                assert exchange.head.get("x-custom") == "é ü"
+                assert exchange.head.is_websocket
+            await until(lambda: not port.frontend.connections)
+
+
+async def test_a_head_byte_by_byte_and_empty_lines_ahead_of_it_are_read() -> None:
+    async with Port() as port, await port.dial() as peer:
+        for byte in b"\r\n\r\n" + handshake("/slow"):
+            peer.send(bytes((byte,)))
+            await asyncio.sleep(0)
+        assert (await peer.answer()).status == 200
+        assert await peer.to_end() == b"/slow"
+
+
+def filled(size: int, *, extra: bytes = b"") -> bytes:
+    """A head of exactly `size` bytes."""
+    empty = handshake("/large", [("X-Fill", "")])
+    return handshake("/large", [("X-Fill", "x" * (size - len(empty)))]) + extra
+
+
+async def test_a_head_of_32_kib_is_read_and_one_byte_more_is_431() -> None:
+    assert len(filled(REQUEST_HEAD_LIMIT)) == REQUEST_HEAD_LIMIT
+    answer, body = await asked(filled(REQUEST_HEAD_LIMIT))
+    assert (answer.status, body) == (200, b"/large")
+    answer, body = await asked(filled(REQUEST_HEAD_LIMIT + 1))
+    assert answer.status == 431
+    assert b"32 KiB" in body
+
+
+async def test_a_head_that_never_ends_is_refused_at_the_limit_and_not_later() -> None:
+    async with Port() as port, await port.dial() as peer:
+        peer.send(b"GET / HTTP/1.1\r\nX-Fill: " + b"x" * REQUEST_HEAD_LIMIT)
+        assert (await peer.answer()).status == 431
+
+
+async def test_a_request_line_longer_than_a_head_is_414() -> None:
+    answer, _ = await asked(handshake("/" + "a" * REQUEST_HEAD_LIMIT))
+    assert answer.status == 414
+
+
+@pytest.mark.parametrize("trickle", [0, 1])
+async def test_a_head_that_does_not_arrive_within_10_s_is_408(trickle: int) -> None:
+    async with Port() as port, await port.dial() as peer:
+        await until(lambda: port.frontend.heads)
+        for byte in handshake("/")[:9]:
+            port.pass_time(HEAD_TIMEOUT / 10)
+            if trickle:
+                peer.send(bytes((byte,)))
+                await asyncio.sleep(0)
+        assert len(port.frontend.heads) == 1
+        port.pass_time(HEAD_TIMEOUT / 10)
+        answer = await peer.answer()
+        assert (answer.status, answer.phrase) == (408, "The request head did not arrive within 10 s")
+        assert not port.frontend.heads
+
+
+async def test_deadlines_are_those_of_each_connection() -> None:
+    async with Port() as port, await port.dial() as first:
+        await until(lambda: len(port.frontend.heads) == 1)
+        port.clock.now += 5
+        async with await port.dial() as second:
+            await until(lambda: len(port.frontend.heads) == 2)
+            port.pass_time(6)
+            assert (await first.answer()).status == 408
+            second.send(handshake("/second"))
+            assert (await second.answer()).status == 200
+
+
+REFUSED = {
+    "no HTTP": (b"\x00\x01\x02garbage", 400, "no method begins it"),
+    "lower case": (b"get / http/1.1\r\n\r\n", 400, "This is not HTTP"),
+    "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, "it looks like TLS, and this port is without"),
+    "words": (b"HELLO THERE\r\n\r\n", 400, "malformed"),
+    "HTTP/0.9": (b"GET /\r\n\r\n", 400, "HTTP/0.9; speak HTTP/1.1"),
+    "HTTP/1.0": (handshake("/", version="HTTP/1.0"), 400, "HTTP/1.0; speak HTTP/1.1"),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "HTTP/2.0; speak HTTP/1.1"),
+    "no host": (handshake("/", without=["Host"]), 400, "exactly one Host header"),
+    "two hosts": (handshake("/", [("Host", "other")]), 400, "exactly one Host header"),
+    "folded header": (b"GET / HTTP/1.1\r\nHost: x\r\n folded\r\n\r\n", 400, "malformed"),
+    "bare LF": (b"GET / HTTP/1.1\nHost: x\n\nGET / HTTP/1.1\r\nHost: y\r\n\r\n", 400, "malformed"),
+    "bare CR in a value": (b"GET / HTTP/1.1\r\nHost: x\r\nA: b\rc\r\n\r\n", 400, "malformed"),
+    "space before colon": (b"GET / HTTP/1.1\r\nHost : x\r\n\r\n", 400, "malformed"),
+    "NUL in a value": (b"GET / HTTP/1.1\r\nHost: x\r\nA: \x00\r\n\r\n", 400, "malformed"),
+    "body with an upgrade": (handshake("/", [("Content-Length", "5")]) + b"12345", 400, "has no body"),
+    "chunks with an upgrade": (handshake("/", [("Transfer-Encoding", "chunked")]) + b"0\r\n\r\n", 400, "has no body"),
+    "POST upgrade": (handshake("/", method="POST"), 400, "is a GET request"),
+    "no key": (handshake("/", without=["Sec-WebSocket-Key"]), 400, "exactly one Sec-WebSocket-Key"),
+    "two keys": (handshake("/", [("Sec-WebSocket-Key", KEY)]), 400, "exactly one Sec-WebSocket-Key"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.loop("uvloop")
+async def test_what_is_no_good_request_is_refused_with_a_reason(name: str) -> None:
+    data, status, words = REFUSED[name]
+    answer, body = await asked(data)
+    assert answer.status == status
+    assert words in answer.phrase
+    assert body == answer.phrase.encode() + b"\n"
+    assert answer.all("Connection") == ["close"]
+
+
+@pytest.mark.parametrize("version", ["8", "0", "", "13, 8"])
+@pytest.mark.loop("uvloop")
+async def test_another_websocket_version_is_426_and_told_which_one_is_spoken(version: str) -> None:
+    head = handshake("/").replace(b"Version: 13", b"Version: " + version.encode())
+    answer, _ = await asked(head)
+    assert answer.status == 426
+    assert answer.all("Sec-WebSocket-Version") == ["13"]
+
+
+async def test_an_upgrade_to_h2c_is_ignored() -> None:
+    head = handshake("/plain").replace(b"Upgrade: websocket", b"Upgrade: h2c")
+    answer, body = await asked(head)
+    assert (answer.status, body) == (200, b"/plain")
+    assert not parse_head(head).is_websocket
+
+
+def test_websocket_is_found_in_lists_and_in_any_case() -> None:
+    head = handshake("/").replace(b"Upgrade: websocket", b"Upgrade: h2c, WebSocket")
+    head = head.replace(b"Connection: Upgrade", b"Connection: keep-alive, upgrade")
+    assert parse_head(head).is_websocket
+    assert not parse_head(head.replace(b"keep-alive, upgrade", b"keep-alive")).is_websocket
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_a_head_or_an_error_of_ours(data: bytes) -> None:
+    for head in (
+        data,
+        b"GET /" + data,
+        b"GET / HTTP/1.1\r\nHost: x\r\n" + data,
+        b"GET / HTTP/1.1\r\nHost: x\r\nA: " + data,
+    ):
+        try:
+            parsed = parse_head(head + b"\r\n\r\n")
+        except RelayError as error:
+            assert 400 <= error.status < 500
+        else:
+            assert not any(char in "\r\n\0" for text in (parsed.target, *sum(parsed.headers, ())) for char in text)
+
+
+# -- the 101
+
+
+async def test_a_101_has_one_of_each_header_and_nothing_that_was_not_asked() -> None:
+    async with Port(say_nothing) as port, await port.dial() as peer:
+        peer.send(handshake("/", [("Sec-WebSocket-Extensions", "permessage-deflate"), ("Sec-WebSocket-Protocol", "a")]))
+        exchange = await port.exchange()
+        assert exchange.upgrade(Echo())
+        answer = await peer.answer()
+        assert answer.raw.split(b"\r\n")[0] == b"HTTP/1.1 101 Switching Protocols"
+        assert sorted(answer.headers) == [
+            ("Connection", "Upgrade"),
+            ("Sec-WebSocket-Accept", ACCEPT),
+            ("Upgrade", "websocket"),
+        ]
+
+
+async def test_a_101_names_the_subprotocol_that_was_chosen() -> None:
+    async with Port(say_nothing) as port, await port.dial() as peer:
+        peer.send(handshake("/"))
+        (await port.exchange()).upgrade(Echo(), subprotocol="wamp")
+        assert (await peer.answer()).all("Sec-WebSocket-Protocol") == ["wamp"]
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("size", [1, 100_000])
+async def test_bytes_behind_the_head_reach_the_next_protocol(tls: bool, size: int) -> None:
+    early = bytes(range(256)) * (size // 256 + 1)
+    async with Port(lambda exchange: exchange.upgrade(Echo()) and None, tls=tls) as port:
+        async with await port.dial() as peer:
+            peer.send(handshake("/") + early[:size])
+            assert (await peer.answer()).status == 101
+            assert await peer.read(size) == early[:size]
+            peer.send(b"and more")
+            assert await peer.read(8) == b"and more"
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_bytes_ahead_of_a_late_101_are_bounded_and_none_is_lost(tls: bool) -> None:
+    sent = bytes(range(256)) * 16_384
+    async with Port(say_nothing, tls=tls) as port, await port.dial() as peer:
+        peer.send(handshake("/") + sent)
+        exchange = await port.exchange()
+        held = port.newest
+        await until(lambda: held._paused)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        # One read on top of the limit, and under TLS what was decrypted with it.
+        assert len(held._buffer) <= EARLY_LIMIT + len(frontend_module.RECEIVE_BUFFER)
+        echo = Echo()
+        assert exchange.upgrade(echo)
+        assert (await peer.answer()).status == 101
+        assert await peer.read(len(sent)) == sent
+
+
+# -- other answers
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_an_answer_ends_the_connection_without_waiting_for_the_clock(tls: bool) -> None:
+    # The peer reads to the end of the stream and never closes first.
+    async with Port(tls=tls) as port:
+        peer = await port.dial()
+        peer.send(handshake("/a?b=c"))
+        answer = await peer.answer()
+        assert (answer.status, answer.phrase) == (200, "OK")
+        assert await peer.to_end() == b"/a?b=c"
+        await peer.leave()
+        await until(lambda: not port.frontend.connections)
+        assert not port.frontend.lingering
+
+
+async def test_a_head_request_gets_no_body() -> None:
+    answer, body = await asked(handshake("/x", method="HEAD", without=["Upgrade", "Connection"]))
+    assert (answer.status, answer.all("Content-Length"), body) == (200, ["2"], b"")
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_a_refused_peer_that_is_still_sending_gets_its_answer(tls: bool) -> None:
+    # Far more than the buffers of the sockets hold: without somebody who reads it, the answer is lost in a reset.
+    more = b"x" * 20_000_000
+    async with Port(lambda exchange: exchange.refuse(QuotaExceeded(), "No."), tls=tls) as port:
+        peer = await port.dial()
+        peer.send(handshake("/") + more)
+        answer = await peer.answer()
+        assert (answer.status, answer.phrase) == (429, "No.")
+        async with asyncio.timeout(5):
+            await peer.writer.drain()
+        assert await peer.to_end() == b"No.\n"
+        await peer.leave()
+
+
+async def test_a_peer_that_lingers_after_its_answer_is_cut() -> None:
+    async with Port() as port, await port.dial() as peer:
+        peer.send(handshake("/"))
+        await peer.answer()
+        await until(lambda: port.frontend.lingering)
+        port.pass_time(LINGER / 2)
+        assert port.frontend.connections
+        port.pass_time(LINGER / 2)
+        await until(lambda: not port.frontend.connections)
+
+
+@pytest.mark.parametrize(
+    ("phrase", "sent"),
+    [
+        ("x" * 2_000, "x" * 2_000),
+        ('No: "so" (it\'s said), 100% [sic] {ok}; a/b\\c?', 'No: "so" (it\'s said), 100% [sic] {ok}; a/b\\c?'),
+        ("über", "über"),
+        ("a\r\nSet-Cookie: b", "a  Set-Cookie: b"),
+        ("a\nb\x85c\x0bd", "a b c d"),
+        ("日本", "??"),
+        (None, "Gone"),
+    ],
+)
+@pytest.mark.loop("uvloop")
+async def test_a_reason_phrase_passes_whole_and_cannot_end_its_line(phrase: str | None, sent: str) -> None:
+    async with Port(lambda exchange: exchange.respond(410, phrase)) as port, await port.dial() as peer:
+        peer.send(handshake("/"))
+        answer = await peer.answer()
+        assert (answer.status, answer.phrase) == (410, sent)
+        assert {name for name, _ in answer.headers} == {"Date", "Content-Length", "Content-Type", "Connection"}
+
+
+async def test_a_status_that_nobody_knows_has_an_empty_phrase() -> None:
+    async with Port(lambda exchange: exchange.respond(299)) as port, await port.dial() as peer:
+        peer.send(handshake("/"))
+        answer = await peer.answer()
+        assert (answer.status, answer.phrase) == (299, "")
+
+
+async def test_pipelined_requests_get_one_answer() -> None:
+    two = handshake("/1", without=["Upgrade"]) + handshake("/2", without=["Upgrade"])
+    answer, body = await asked(two)
+    assert (answer.status, body) == (200, b"/1")
+
+
+# -- peers that leave
+
+
+@pytest.mark.parametrize("how", ["close", "end", "reset"])
+@pytest.mark.parametrize("tls", [False, True])
+async def test_whoever_owes_an_answer_hears_that_the_peer_has_left(how: str, tls: bool) -> None:
+    if tls and how == "end":
+        pytest.skip("TLS has no half-close")
+    async with Port(say_nothing, tls=tls) as port:
+        peer = await port.dial()
+        peer.send(handshake("/?secret"))
+        exchange = await port.exchange()
+        left: list[str] = []
+        exchange.on_left = lambda: left.append("left")
+        assert exchange.is_open
+        if how == "close":
+            await peer.leave()
+        elif how == "end":
+            peer.end()
+        else:
+            peer.reset()
+        await until(lambda: left)
+        assert not exchange.is_open
+        assert not exchange.upgrade(Echo())
+        exchange.respond(200)
+        assert left == ["left"]
+        assert not port.frontend.connections
+        assert repr(exchange) == "<Exchange GET '/' answered>"
+        peer.writer.transport.abort()
+
+
+async def test_an_answered_exchange_is_not_told_that_its_peer_has_left() -> None:
+    async with Port(say_nothing) as port:
+        peer = await port.dial()
+        peer.send(handshake("/"))
+        exchange = await port.exchange()
+        left: list[str] = []
+        exchange.on_left = lambda: left.append("left")
+        exchange.respond(200)
+        exchange.respond(500)
+        assert (await peer.answer()).status == 200
+        await peer.leave()
+        await until(lambda: not port.frontend.connections)
+        assert left == []
+
+
+async def test_peers_that_leave_in_any_state_are_forgotten() -> None:
+    async with Port(say_nothing) as port:
+        silent, partial, whole = [await port.dial() for _ in range(3)]
+        partial.send(b"GET / HT")
+        whole.send(handshake("/"))
+        await port.exchange()
+        assert len(port.frontend.connections) == 3
+        for peer in (silent, partial, whole):
+            await peer.leave()
+        await until(lambda: not port.frontend.connections)
+        assert not port.frontend.heads and not port.frontend.lingering
+
+
+async def test_a_transport_that_was_handed_on_belongs_to_the_frontend_no_more() -> None:
+    async with Port(say_nothing) as port:
+        peer = await port.dial()
+        peer.send(handshake("/"))
+        echo = Echo()
+        (await port.exchange()).upgrade(echo)
+        assert not port.frontend.connections
+        port.frontend.abort()
+        peer.send(b"hello")
+        await peer.answer()
+        assert await peer.read(5) == b"hello"
+        await peer.leave()
+        async with asyncio.timeout(5):
+            await echo.lost.wait()
+
+
+async def test_aborting_cuts_everybody_who_is_not_handed_on() -> None:
+    async with Port(say_nothing) as port, await port.dial() as peer:
+        peer.send(handshake("/"))
+        await port.exchange()
+        port.frontend.abort()
+        assert await peer.is_cut()
+
+
+# -- a flood
+
+
+async def test_empty_lines_without_end_are_not_collected() -> None:
+    async with Port() as port, await port.dial() as peer:
+        started = time.monotonic()
+        peer.send(b"\r\n" * 1_000_000)
+        async with asyncio.timeout(5):
+            await peer.writer.drain()
+        peer.send(handshake("/still-here"))
+        assert (await peer.answer()).status == 200
+        assert time.monotonic() - started < 5
+        assert port.held() == 0
