@@ -169,6 +169,29 @@ def test_certificate_lasts_less_than_398_days_and_is_replaced_before_its_end(tmp
     assert second.not_valid_after_utc > first.not_valid_after_utc + timedelta(days=300)
 
 
+def test_certificate_that_ends_with_its_authority_is_not_made_again_and_again(tmp_path: Path) -> None:
+    node = development(tmp_path)
+    node.clock.advance(3650 - 30)
+    node.certificates.refresh()
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trusting.check_hostname = False
+    trusting.verify_mode = ssl.CERT_NONE
+    last = certificate_of(node.shake_hands(None, client=trusting))
+    node.clock.advance(5)
+    node.certificates.refresh()
+    assert certificate_of(node.shake_hands(None, client=trusting)).serial_number == last.serial_number
+
+
+def test_certificate_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
+    node = development(tmp_path / "data")
+    (tmp_path / "data").rename(tmp_path / "moved")
+    with pytest.raises(InvalidSetting, match="no certificate can be written in .*data: No such file"):
+        node.hosts.add("new.localhost")
+    assert node.shake_hands(
+        "relay.local", client=ssl.create_default_context(cafile=str(tmp_path / "moved" / "ca.pem"))
+    ).version()
+
+
 def test_names_in_one_certificate_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tls, "MOST_NAMES", 20)
     node = development(tmp_path)

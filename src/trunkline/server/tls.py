@@ -74,9 +74,9 @@ class DevelopmentAuthority:
                 self._publish(certificate)
         except OSError as error:
             raise InvalidSetting(f"the folder {folder} cannot be used: {error.strerror}; check who owns it") from None
-        if self._now() > self._certificate.not_valid_after_utc - RENEW_BEFORE:
+        if self._now() > self.ends - RENEW_BEFORE:
             raise InvalidSetting(
-                f"the development authority in {folder} ends on {self._certificate.not_valid_after_utc:%Y-%m-%d}:"
+                f"the development authority in {folder} ends on {self.ends:%Y-%m-%d}:"
                 f" remove {key_file.name} for a new one, and let clients trust the new {self.ca_file.name}"
             )
 
@@ -88,7 +88,7 @@ class DevelopmentAuthority:
         names: host names, also with a ``*`` as their first label, and IP addresses.
         """
         key = ec.generate_private_key(ec.SECP256R1())
-        ends = min(self._now() + CERTIFICATE_LIFETIME - _BACKDATED, self._certificate.not_valid_after_utc)
+        ends = min(self._now() + CERTIFICATE_LIFETIME - _BACKDATED, self.ends)
         certificate = (
             _signed_by(self._certificate.subject, _subject("Trunkline development node"), key, self._now(), ends)
             .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
@@ -104,17 +104,25 @@ class DevelopmentAuthority:
         )
         return _pem(key) + certificate.public_bytes(serialization.Encoding.PEM), ends
 
+    @property
+    def ends(self) -> datetime:
+        """When the authority ends, and with it every certificate of it."""
+        return self._certificate.not_valid_after_utc
+
     def load(self, context: ssl.SSLContext, names: Collection[str]) -> datetime:
-        """Puts a new certificate for ``names`` on a context, and gives its end."""
+        """Puts a new certificate for ``names`` on a context, and gives its end. Raises InvalidSetting."""
         pem, ends = self.issue(names)
         # The ssl module reads certificates from files alone; this one is ours alone and gone in a moment.
-        descriptor, file = tempfile.mkstemp(dir=self._folder, prefix=".certificate-")
         try:
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(pem)
-            context.load_cert_chain(file)
-        finally:
-            os.unlink(file)
+            descriptor, file = tempfile.mkstemp(dir=self._folder, prefix=".certificate-")
+            try:
+                with os.fdopen(descriptor, "wb") as stream:
+                    stream.write(pem)
+                context.load_cert_chain(file)
+            finally:
+                os.unlink(file)
+        except OSError as error:
+            raise InvalidSetting(f"no certificate can be written in {self._folder}: {error.strerror}") from None
         return ends
 
     def _now(self) -> datetime:
@@ -223,15 +231,23 @@ class DevelopmentCertificates:
         self._loaded: frozenset[str] = frozenset()
         self._ends = datetime.min.replace(tzinfo=UTC)
         self.context = _new_context()
-        self.refresh()
+        self.take_names()
+
+    def take_names(self) -> None:
+        """Makes a new certificate when there is a new name."""
+        names = frozenset(list(dict.fromkeys(self._names()))[:MOST_NAMES])
+        if not names <= self._loaded:
+            self._load(names)
 
     def refresh(self) -> None:
-        """Makes a new certificate when there is a new name or the end comes near; else does nothing."""
-        names = frozenset(list(dict.fromkeys(self._names()))[:MOST_NAMES])
-        now = datetime.fromtimestamp(self._clock(), UTC)
-        if not names <= self._loaded or now > self._ends - RENEW_BEFORE:
-            self._ends = self._authority.load(self.context, sorted(names))
-            self._loaded = names
+        """Makes a new certificate when the end of this one comes near, and the authority lasts longer."""
+        due = self._ends - RENEW_BEFORE
+        if datetime.fromtimestamp(self._clock(), UTC) > due and self._ends < self._authority.ends:
+            self._load(self._loaded)
+
+    def _load(self, names: frozenset[str]) -> None:
+        self._ends = self._authority.load(self.context, sorted(names))
+        self._loaded = names
 
 
 class Certificates:
@@ -255,7 +271,8 @@ class Certificates:
                 authority, lambda: [*_own_names(settings), *sorted(hosts.hosts())], clock=clock
             )
             self.ca_file = authority.ca_file
-            hosts.subscribe(lambda _: self.refresh())
+            source = self._source
+            hosts.subscribe(lambda _: source.take_names())
         else:
             self._source = FileCertificates(settings.tls)
 
@@ -268,11 +285,9 @@ class Certificates:
         """Reads certificate files again. Raises InvalidSetting, and goes on with those it had."""
         if isinstance(self._source, FileCertificates):
             self._source.reload()
-        else:
-            self._source.refresh()
 
     def refresh(self) -> None:
-        """Replaces an own certificate that ends soon or lacks a name; to be called now and then, costs little."""
+        """Replaces an own certificate that ends soon; to be called now and then, costs nothing until it is due."""
         if isinstance(self._source, DevelopmentCertificates):
             self._source.refresh()
 
@@ -280,7 +295,7 @@ class Certificates:
 def _own_names(settings: TlsSettings) -> list[str]:
     """What the node is reached by apart from its namespaces."""
     names = ["localhost", "127.0.0.1", "::1", settings.domain]
-    if not _is_address(settings.domain):
+    if isinstance(_general_name(settings.domain), x509.DNSName):
         # For a namespace that somebody only asks for. Clients do not take it for "localhost" or "com".
         names.append(f"*.{settings.domain}")
     if settings.host not in ("0.0.0.0", "::"):
@@ -377,13 +392,8 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     )
 
 
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
 def _general_name(name: str) -> x509.GeneralName:
-    return x509.IPAddress(ipaddress.ip_address(name)) if _is_address(name) else x509.DNSName(name)
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)

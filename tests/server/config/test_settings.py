@@ -138,6 +138,7 @@ def test_mistake_in_the_file_is_told_with_its_line(line: str, message: str) -> N
         ("TRUNKLINE_PORT", "٣", f"TRUNKLINE_PORT: '٣' is not allowed: {PORT}"),
         ("TRUNKLINE_TLS", '{"certificate"', "TRUNKLINE_TLS: "),
         ("TRUNKLINE_TLS", '{"certificate": 1}', "TRUNKLINE_TLS: "),
+        ("TRUNKLINE_LIMITS", "{", "environment: error parsing"),
         ("TRUNKLINE_MAX_SENDERS", "many", "TRUNKLINE_MAX_SENDERS: max_senders = 'many' is not allowed: "),
         ("TRUNKLINE_REQUIRES_CLIENT_AUTHORIZATION", "perhaps", "TRUNKLINE_REQUIRES_CLIENT_AUTHORIZATION: "),
     ],

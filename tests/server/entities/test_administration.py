@@ -178,11 +178,18 @@ async def test_namespace_takes_everything_inside_with_it() -> None:
 
 
 class _Meddling(SqliteStore):
-    """Does something else, once, just before a document is written."""
+    """Does something else, once, just before a document is written or removed."""
 
     def __init__(self) -> None:
         super().__init__(":memory:")
         self.before_put: Any = None
+        self.before_delete: Any = None
+
+    async def delete(self, id: str, *, etag: str) -> int:
+        meddle, self.before_delete = self.before_delete, None
+        if meddle is not None:
+            await meddle(id)
+        return await super().delete(id, etag=etag)
 
     async def put(self, id: str, body: Mapping[str, Any], *, etag: str | None) -> Document:
         meddle, self.before_put = self.before_put, None
@@ -242,6 +249,31 @@ async def test_writer_gives_up_when_others_are_always_in_the_way() -> None:
     store.before_put = be_in_the_way
     with pytest.raises(EtagMismatch):
         await administration.change_namespace(NS, lambda each: dataclasses.replace(each, hosts=("a.b",)))
+    await store.close()
+
+
+async def test_entity_that_was_changed_meanwhile_is_removed_all_the_same() -> None:
+    store = _Meddling()
+    administration = Administration(store)
+    await administration.create_namespace(Namespace(NS))
+
+    async def change(id: str) -> None:
+        await administration.change_namespace(NS, lambda each: dataclasses.replace(each, hosts=("a.b",)))
+
+    store.before_delete = change
+    assert await administration.delete(NS)
+    assert await store.list("/") == ()
+
+    async def change_always(id: str) -> None:
+        store.before_delete = change_always
+        document = await store.get(NS)
+        assert document is not None
+        await store.put(NS, document.body, etag=document.etag)
+
+    await administration.create_namespace(Namespace(NS))
+    store.before_delete = change_always
+    with pytest.raises(EtagMismatch):
+        await administration.delete(NS)
     await store.close()
 
 

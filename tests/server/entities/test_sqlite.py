@@ -249,6 +249,42 @@ async def test_file_that_another_program_locked_is_told(tmp_path: Path, monkeypa
     await store.close()
 
 
+async def test_other_errors_of_the_engine_are_told_with_the_file(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "entities.db")
+    store._connection.execute("DROP TABLE forgotten")
+    with pytest.raises(StoreError, match="entities.db cannot be used: no such table: forgotten; check the disk"):
+        await anext(store.changes())
+    await store.close()
+
+
+def test_write_that_ends_after_its_loop_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    put = SqliteStore._put
+
+    def slow_put(*arguments: Any) -> Any:
+        begun.set()
+        assert go_on.wait(30)
+        return put(*arguments)
+
+    monkeypatch.setattr(SqliteStore, "_put", slow_put)
+    store = SqliteStore(":memory:")
+
+    async def leave_in_the_middle() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            writing = tasks.create_task(store.put("/a", {}, etag=None))
+            assert await asyncio.to_thread(begun.wait, 30)
+            writing.cancel()
+
+    asyncio.run(leave_in_the_middle())
+    go_on.set()
+
+    async def look() -> None:
+        assert [document.id for document in await store.list("/")] == ["/a"]
+        await store.close()
+
+    asyncio.run(look())
+
+
 async def test_damage_is_found_when_the_store_is_opened(tmp_path: Path) -> None:
     file = tmp_path / "entities.db"
     store = SqliteStore(file)

@@ -121,10 +121,7 @@ class SqliteStore:
         try:
             while not self._closed:
                 news.clear()  # before reading: what is written while we read sets it again
-                try:
-                    batch = await self._run(self._read_changes, after)
-                except StoreClosed:
-                    return
+                batch = await self._run(self._read_changes, after)
                 for change in batch:
                     yield change
                     after = change.revision
