@@ -54,7 +54,7 @@ ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 GUID = "11111111-2222-3333-4444-555555555555"
 
 HOST = "relay.local"
-NAMESPACE = namespace_id("trunk")
+NAMESPACE = namespace_id("myRelayNS")
 EPOCH = 1_700_000_000.0
 
 ROOT = Rule("Root", sas.implied({Right.MANAGE}), primary_key="root-key", secondary_key="root-key-2")
@@ -345,6 +345,7 @@ class Relay:
         self.frontend = Frontend(self.broker.serve, self.clock)
         self.serving = Serving(self.frontend, tls)
         self._revision = 0
+        self._peers: list[Peer] = []
         for entity in (namespace(), hybrid_connection(**limits)) if entities is None else entities:
             self.put(entity)
         self.catalog.subscribe(self.broker.changed)
@@ -369,6 +370,8 @@ class Relay:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for peer in self._peers:
+            peer.writer.transport.abort()
         self.broker.abort()
         self.splicing.abort("the test is over")
         self.frontend.abort()
@@ -431,8 +434,9 @@ class Relay:
         tls: ssl.SSLContext | None = None,
         **request: Any,
     ) -> Peer:
-        """Connect and send a WebSocket handshake."""
+        """Connect and send a WebSocket handshake. The connection is cut at the end of the test."""
         peer = await Peer.dial(self.port, tls)
+        self._peers.append(peer)
         more = [("ServiceBusAuthorization", signature)] if signature is not None else []
         peer.send(handshake(target, [*more, *headers], **request) + early)
         return peer

@@ -1,0 +1,454 @@
+"""The order of checks, what each refusal says, and what a sender's request becomes."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import quote_plus
+
+import pytest
+
+from server.relay.peers import (
+    EPOCH,
+    GUID,
+    HOST,
+    ROOT,
+    Answer,
+    Peer,
+    Relay,
+    handshake,
+    hybrid_connection,
+    namespace,
+    token,
+)
+from trunkline.protocol.sas import Right
+from trunkline.protocol.urls import RelayTarget, parse_target
+from trunkline.server.entities.model import Rule
+from trunkline.server.relay.admission import Admitted, find_token, headers_for_listener
+from trunkline.server.relay.frontend import Exchange, parse_head
+
+LISTEN = Rule("Listen", frozenset({Right.LISTEN}), primary_key="listen-key", secondary_key="listen-key-2")
+SEND = Rule("Send", frozenset({Right.SEND}), primary_key="send-key", secondary_key="send-key-2")
+
+LISTEN_ORDERS = "/$hc/orders?sb-hc-action=listen"
+CONNECT_ORDERS = "/$hc/orders?sb-hc-action=connect"
+
+
+def entities(**limits: Any) -> tuple[Any, ...]:
+    return (
+        namespace(rules=(ROOT, LISTEN, SEND)),
+        hybrid_connection(**limits),
+        hybrid_connection("own", rules=(Rule("Own", ROOT.rights, "own-key", "own-key-2"),)),
+        hybrid_connection("off", enabled=False),
+        hybrid_connection("open", requires_client_authorization=False),
+        hybrid_connection("a"),
+        hybrid_connection("a/b.c"),
+        hybrid_connection("full", max_senders=1),
+    )
+
+
+def relay() -> Relay:
+    return Relay(entities())
+
+
+def signed(text: str) -> list[tuple[str, str]]:
+    return [("ServiceBusAuthorization", text)]
+
+
+async def asked(relay: Relay, target: str, headers: Any = (), **request: Any) -> Answer:
+    """The answer to one handshake; the connection is closed after it."""
+    async with await relay.dial(target, headers, **request) as peer:
+        return await peer.answer()
+
+
+def without_what_differs(answer: Answer, *names: str) -> bytes:
+    """The whole head but for tracking id, time and the path that was asked for."""
+    text = re.sub(rb"TrackingId:[^,]*", b"TrackingId:*", answer.raw)
+    text = re.sub(rb"Timestamp:[^\r]*|Date: [^\r]*|Content-Length: [^\r]*", b"*", text)
+    for name in names:
+        text = text.replace(name.encode(), b"NAME")
+    return text
+
+
+# What is asked, by what token, and what is answered: status and the beginning of the phrase. Whatever fails first in
+# the order of checks is told, so each row breaks every later check as well where it can.
+BAD = token("orders", key="another-key")
+CHECKS: dict[str, tuple[str, list[tuple[str, str]], dict[str, Any], int, str]] = {
+    "plain HTTP": (
+        CONNECT_ORDERS,
+        signed(BAD),
+        {"without": ["Upgrade"]},
+        400,
+        "This endpoint is only for web-socket requests. TrackingId:",
+    ),
+    "plain HTTP elsewhere": ("/orders", [], {"without": ["Upgrade"]}, 400, "This endpoint is only for web-socket"),
+    "WebSocket elsewhere": ("/orders", signed(token()), {}, 400, "A WebSocket goes to /$hc/ and the path of"),
+    "no path": ("/$hc/?sb-hc-action=listen", signed(BAD), {}, 404, "The address is malformed"),
+    "climbing path": ("/$hc/a/%2e%2e/orders", signed(token()), {}, 404, "The address is malformed"),
+    "fragment": ("/$hc/orders#x", signed(token()), {}, 404, "The address is malformed"),
+    "unknown action": ("/$hc/none?sb-hc-action=steal", signed(BAD), {}, 400, "The sb-hc-action must be"),
+    "unusable host": (LISTEN_ORDERS, signed(BAD), {"host": "a,b"}, 404, "The host of the address is malformed"),
+    "no token": ("/$hc/none?sb-hc-action=connect", [], {}, 401, "MissingToken: "),
+    "no token, listen": (LISTEN_ORDERS, [], {}, 401, "MissingToken: "),
+    "garbage token": (CONNECT_ORDERS, signed("x"), {}, 401, "InvalidSignature: The token has an invalid signature"),
+    "wrong key": ("/$hc/none?sb-hc-action=listen", signed(BAD), {}, 401, "InvalidSignature: The token has an invalid"),
+    "unknown rule": (LISTEN_ORDERS, signed(token(rule="No")), {}, 401, "InvalidSignature: The token has an invalid"),
+    "rule of another entity": (
+        LISTEN_ORDERS,
+        signed(token("orders", "Own", "own-key")),
+        {},
+        401,
+        "InvalidSignature: The token has an invalid signature",
+    ),
+    "expired": (LISTEN_ORDERS, signed(token(lifetime=-61)), {}, 401, "ExpiredToken: The token is expired"),
+    "other audience": (LISTEN_ORDERS, signed(token("a")), {}, 401, "InvalidAudience: "),
+    "other host": (LISTEN_ORDERS, signed(token(host="elsewhere")), {}, 401, "InvalidAudience: "),
+    "25 h": (LISTEN_ORDERS, signed(token(lifetime=90_000)), {}, 401, "TokenLifetimeExceeded: "),
+    "bearer": (LISTEN_ORDERS, signed("Bearer eyJ.a.b"), {}, 401, "InvalidToken: This relay takes no bearer tokens"),
+    "missing, no right": (
+        "/$hc/none?sb-hc-action=listen",
+        signed(token("none", "Send", "send-key")),
+        {},
+        404,
+        "Endpoint does not exist: none. ",
+    ),
+    "missing": ("/$hc/none/x?sb-hc-action=connect", signed(token("none")), {}, 404, "Endpoint does not exist: none/x."),
+    "suffix on listen": (
+        "/$hc/orders/more?sb-hc-action=listen",
+        signed(token("orders")),
+        {},
+        404,
+        "Endpoint does not exist: orders/more. ",
+    ),
+    "no Listen, disabled": (
+        "/$hc/off?sb-hc-action=listen",
+        signed(token("off", "Send", "send-key")),
+        {},
+        403,
+        "Unauthorized access. 'Listen' claim(s) are required to perform this operation. ",
+    ),
+    "no Send": (
+        CONNECT_ORDERS,
+        signed(token("orders", "Listen", "listen-key")),
+        {},
+        403,
+        "Unauthorized access. 'Send' claim(s) are required to perform this operation. ",
+    ),
+    "disabled listen": ("/$hc/off?sb-hc-action=listen", signed(token("off")), {}, 403, "Endpoint is disabled. "),
+    "disabled connect": ("/$hc/off", signed(token("off")), {}, 403, "Endpoint is disabled. "),
+    "no listener": (CONNECT_ORDERS, signed(token()), {}, 504, "There are no listeners connected for the endpoint. "),
+    "no listener, anonymous": ("/$hc/open", [], {}, 504, "There are no listeners connected for the endpoint. "),
+    "request": ("/$hc/orders?sb-hc-action=request", [], {}, 400, "The rendezvous is not recognised. "),
+    "accept": ("/$hc/orders?sb-hc-action=accept", [], {}, 403, "The rendezvous does not exist or has expired. "),
+    "good listen": (LISTEN_ORDERS, signed(token()), {}, 101, "Switching Protocols"),
+}
+
+
+@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.loop("uvloop")
+async def test_the_first_check_that_fails_is_told(name: str) -> None:
+    target, headers, request, status, words = CHECKS[name]
+    async with relay() as node:
+        answer = await asked(node, target, headers, **request)
+        assert (answer.status, answer.phrase[: len(words)]) == (status, words)
+        if status != 101:
+            assert re.search(r"\. TrackingId:[^ ,]+, SystemTracker:sb://[^ ]*, Timestamp:", answer.phrase), answer
+
+
+@pytest.mark.loop("uvloop")
+async def test_a_refusal_names_the_address_the_id_and_the_time() -> None:
+    async with relay() as node:
+        target = f"/$hc/none/x?secret=1&sb-hc-token=t&sb-hc-id={GUID}_G12"
+        answer = await asked(node, target, host=f"{HOST}:8443")
+        assert answer.phrase == (
+            "InvalidSignature: The token has an invalid signature: it does not begin with the word "
+            f"SharedAccessSignature. TrackingId:{GUID}_G12, SystemTracker:sb://{HOST}:8443/none/x, Timestamp:11/14/2023 10:30:00 PM"
+        )
+
+
+@pytest.mark.parametrize("target", ["/$hc/none?q", "//$hc//none", "/%24hc/none", "http://relay.local/$HC/none"])
+@pytest.mark.loop("uvloop")
+async def test_the_address_in_a_refusal_is_the_one_of_the_entity(target: str) -> None:
+    async with relay() as node:
+        answer = await asked(node, target)
+        assert f"SystemTracker:sb://{HOST}/none, " in answer.phrase
+
+
+@pytest.mark.loop("uvloop")
+async def test_a_very_long_path_does_not_make_a_very_long_phrase() -> None:
+    async with relay() as node:
+        answer = await asked(node, f"/$hc/{'n' * 20_000}", signed(token("")))
+        assert answer.status == 404
+        assert len(answer.phrase) < 2_000
+
+
+@pytest.mark.loop("uvloop")
+async def test_nothing_in_the_url_can_end_the_line_of_a_refusal() -> None:
+    target = f"/$hc/a%0d%0aSet-Cookie:%20x/none?sb-hc-id={GUID}%0d%0aX:%20y"
+    async with Relay((namespace(),)) as node:
+        answer = await asked(node, target, signed(token("")))
+        assert answer.status == 404
+        assert {name for name, _ in answer.headers} == {"Date", "Content-Length", "Content-Type", "Connection"}
+
+
+# -- who may not learn what exists
+
+
+@pytest.mark.parametrize("action", ["listen", "connect"])
+@pytest.mark.parametrize("given", ["none", "garbage", "wrong key", "expired", "own"])
+@pytest.mark.loop("uvloop")
+async def test_without_a_good_token_missing_entities_look_like_existing_ones(action: str, given: str) -> None:
+    def signature(name: str) -> list[tuple[str, str]]:
+        texts = {
+            "none": None,
+            "garbage": "SharedAccessSignature sr=x",
+            "wrong key": token(name, key="guessed"),
+            "expired": token(name, lifetime=-100),
+            "own": token(name, "Own", "guessed"),
+        }
+        text = texts[given]
+        return [] if text is None else signed(text)
+
+    async with relay() as node:
+        answers = [
+            without_what_differs(await asked(node, f"/$hc/{name}?sb-hc-action={action}", signature(name)), name)
+            for name in ("orders", "absent", "own", "off")
+        ]
+        assert answers[0].startswith(b"HTTP/1.1 401 ")
+        assert len(set(answers)) == 1
+
+
+@pytest.mark.loop("uvloop")
+async def test_the_body_of_a_refusal_says_no_more_than_its_phrase() -> None:
+    async with relay() as node, await node.dial("/$hc/absent") as peer:
+        answer = await peer.answer()
+        assert await peer.to_end() == answer.phrase.encode() + b"\n"
+
+
+# -- tokens
+
+
+@pytest.mark.parametrize("lifetime", [0, -60, 86_400, 86_459])
+@pytest.mark.loop("uvloop")
+async def test_clocks_may_differ_by_a_minute(lifetime: float) -> None:
+    async with relay() as node:
+        assert (await asked(node, LISTEN_ORDERS, signed(token(lifetime=lifetime)))).status == 101
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("Authorization", token())],
+        [("authorization", token())],
+        [("ServiceBusAuthorization", token(key="root-key-2"))],
+        [("ServiceBusAuthorization", token("")), ("Authorization", "Basic abc")],
+    ],
+)
+@pytest.mark.loop("uvloop")
+async def test_a_token_comes_in_either_header(headers: list[tuple[str, str]]) -> None:
+    async with relay() as node:
+        assert (await asked(node, LISTEN_ORDERS, headers)).status == 101
+
+
+BROKEN = token(key="guessed")
+GOOD = token()
+PRECEDENCE = {
+    "query": (GOOD, None, None, 101),
+    "query before header": (GOOD, BROKEN, BROKEN, 101),
+    "bad query, good headers": (BROKEN, GOOD, GOOD, 401),
+    "header before Authorization": (None, GOOD, BROKEN, 101),
+    "bad header, good Authorization": (None, BROKEN, GOOD, 401),
+    "empty header, good Authorization": (None, "", GOOD, 401),
+    "empty query counts as none": ("", GOOD, None, 101),
+}
+
+
+@pytest.mark.parametrize("name", PRECEDENCE)
+@pytest.mark.loop("uvloop")
+async def test_the_first_token_decides_alone(name: str) -> None:
+    query, relay_header, standard_header, status = PRECEDENCE[name]
+    target = LISTEN_ORDERS + ("" if query is None else f"&sb-hc-token={quote_plus(query)}")
+    headers = [
+        (name, value)
+        for name, value in (("ServiceBusAuthorization", relay_header), ("Authorization", standard_header))
+        if value is not None
+    ]
+    async with relay() as node:
+        assert (await asked(node, target, headers)).status == status
+
+
+@pytest.mark.loop("uvloop")
+async def test_an_anonymous_sender_needs_no_token_and_a_listener_still_does() -> None:
+    async with relay() as node:
+        assert (await asked(node, "/$hc/open?sb-hc-action=listen")).status == 401
+        listener = await node.listener("open")
+        for headers in ([], signed("nonsense"), signed(BROKEN)):
+            sender = await node.dial("/$hc/open?sb-hc-token=nonsense", headers)
+            offer = await listener.offer()
+            assert "ServiceBusAuthorization" not in offer["connectHeaders"]
+            assert "nonsense" not in offer["address"]
+            await sender.leave()
+
+
+@pytest.mark.loop("uvloop")
+async def test_the_authorization_of_an_anonymous_sender_goes_to_the_listener() -> None:
+    async with relay() as node:
+        listener = await node.listener("open")
+        await node.dial("/$hc/open", [("Authorization", "Bearer mine")])
+        assert (await listener.offer())["connectHeaders"]["Authorization"] == "Bearer mine"
+
+
+@pytest.mark.loop("uvloop")
+async def test_authorization_goes_through_unless_it_was_the_relays_token() -> None:
+    async with relay() as node:
+        listener = await node.listener()
+        await node.dial_sender(headers=[("Authorization", "Basic mine")])
+        assert (await listener.offer())["connectHeaders"]["Authorization"] == "Basic mine"
+        await node.dial_sender(headers=[("Authorization", GOOD)], signature=None)
+        assert "Authorization" not in (await listener.offer())["connectHeaders"]
+        await node.dial(f"{CONNECT_ORDERS}&sb-hc-token={quote_plus(GOOD)}", [("Authorization", "Basic mine")])
+        assert (await listener.offer())["connectHeaders"]["Authorization"] == "Basic mine"
+
+
+# -- addresses
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/$hc/orders?sb-hc-action=listen&api-version=2016-07",
+        "/%24hc/orders?sb-hc-action=listen",
+        "/$HC/ORDERS/?SB-HC-ACTION=LISTEN",
+        "//$hc//orders?sb-hc-action=listen",
+        "http://relay.local/$hc/orders?sb-hc-action=listen",
+    ],
+)
+@pytest.mark.loop("uvloop")
+async def test_a_listener_may_spell_its_address_in_many_ways(target: str) -> None:
+    async with relay() as node:
+        assert (await asked(node, target, signed(token()))).status == 101
+
+
+async def offered(target: str, path: str, headers: Any = ()) -> tuple[dict[str, Any], Relay]:
+    """What the listener on `path` is told of a sender."""
+    async with relay() as node:
+        listener = await node.listener(path)
+        sender: Peer = await node.dial(target, [*signed(token("")), *headers])
+        offer = await listener.offer()
+        await sender.leave()
+        return offer, node
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "expected"),
+    [
+        ("/$hc/orders", "orders", "/$hc/orders?sb-hc-action=accept"),
+        ("/%24HC/Orders/", "orders", "/$hc/orders?sb-hc-action=accept"),
+        ("/$hc/orders/x%2Fy/%C3%B8?a=b=c&&d", "orders", "/$hc/orders/x%2Fy/%C3%B8?a=b=c&&d&sb-hc-action=accept"),
+        ("/$hc/orders?api-version=1&sb-hc-x=1", "orders", "/$hc/orders?api-version=1&sb-hc-action=accept"),
+        ("/$hc/orders?x=%26&sb-hc-action=connect&y", "orders", "/$hc/orders?x=%26&y&sb-hc-action=accept"),
+        ("/$hc/a/b.c/d", "a/b.c", "/$hc/a/b.c/d?sb-hc-action=accept"),
+        ("/$hc/a/b", "a", "/$hc/a/b?sb-hc-action=accept"),
+    ],
+)
+@pytest.mark.loop("uvloop")
+async def test_suffix_and_query_reach_the_listener_byte_for_byte(target: str, path: str, expected: str) -> None:
+    offer, _ = await offered(target, path)
+    address = offer["address"]
+    assert address.startswith(f"ws://{HOST}{expected}&sb-hc-id={offer['id']}&sb-hc-rendezvous=")
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (GUID, GUID),
+        (f"{GUID.upper()}_G12_G34", f"{GUID.upper()}_G12_G34"),
+        (f"{GUID}%20and%0d%0amore", GUID),
+        (GUID + "x" * 500, GUID),
+        ("not-a-guid", None),
+        ("", None),
+    ],
+)
+@pytest.mark.loop("uvloop")
+async def test_an_id_is_kept_when_it_begins_with_a_guid(given: str, kept: str | None) -> None:
+    offer, _ = await offered(f"/$hc/orders?sb-hc-id={given}", "orders")
+    if kept is None:
+        assert re.fullmatch(r"[0-9]{36}", offer["id"])  # the relay's own
+    else:
+        assert offer["id"] == kept
+
+
+@pytest.mark.loop("uvloop")
+async def test_a_namespace_is_found_by_its_hosts_and_the_first_takes_the_rest() -> None:
+    other = namespace(hosts=("::1", HOST), declared_order=0)
+    async with Relay((other, hybrid_connection())) as node:
+        for host in (HOST, f"{HOST.upper()}:8443", "myrelayns.localhost", "[::1]:8443", "anything.example"):
+            name = host.removesuffix(":8443").lower()
+            answer = await asked(node, LISTEN_ORDERS, signed(token("", host=name)), host=host)
+            assert (host, answer.status) == (host, 101)
+
+
+@pytest.mark.loop("uvloop")
+async def test_a_relay_without_a_namespace_says_so() -> None:
+    async with Relay(()) as node:
+        answer = await asked(node, LISTEN_ORDERS, signed(token()))
+        assert answer.status == 404
+        assert f"no namespace of this relay is called {HOST}. " in answer.phrase
+
+
+# -- headers
+
+
+def test_headers_keep_their_spelling_and_repeated_ones_are_joined() -> None:
+    head = parse_head(
+        handshake(
+            "/$hc/orders",
+            [
+                ("X-First", "1"),
+                ("x-FIRST", "2"),
+                ("Cookie", "a=1"),
+                ("cookie", "b=2"),
+                ("0", "Sec-WebSocket-Extensions: permessage-deflate"),
+                ("!#$%&'*+-.^_`|~", '"q" [b] \\ é'),
+                ("servicebusauthorization", "secret"),
+            ],
+        )
+    )
+    told = headers_for_listener(head, None)
+    assert told["X-First"] == "1, 2"
+    assert told["Cookie"] == "a=1; b=2"
+    assert told["0"] == "Sec-WebSocket-Extensions: permessage-deflate"
+    assert told["!#$%&'*+-.^_`|~"] == '"q" [b] \\ é'
+    assert "secret" not in told.values()
+    assert list(told)[:5] == ["Host", "Connection", "Upgrade", "Sec-WebSocket-Version", "Sec-WebSocket-Key"]
+
+
+def test_the_token_is_looked_for_in_order() -> None:
+    head = parse_head(handshake("/", [("Authorization", "three"), ("ServiceBusAuthorization", "two")]))
+
+    def target(text: str) -> RelayTarget:
+        parsed = parse_target(text)
+        assert isinstance(parsed, RelayTarget)
+        return parsed
+
+    assert find_token(head, target("/$hc/x?sb-hc-token=o+n%65")) == ("o ne", None)
+    assert find_token(head, target("/$hc/x")) == ("two", "ServiceBusAuthorization")
+    assert find_token(parse_head(handshake("/")), target("/$hc/x")) == (None, None)
+
+
+# -- what nobody may read
+
+
+@pytest.mark.loop("uvloop")
+async def test_what_was_admitted_shows_no_secret() -> None:
+    async with relay() as node:
+        head = parse_head(handshake(f"{CONNECT_ORDERS}&sb-hc-token={quote_plus(GOOD)}&sb-hc-rendezvous=hidden"))
+        exchange = Exchange(None, head, ("192.0.2.1", 1), False)  # type: ignore[arg-type]
+        admitted = node.admission.admit(exchange)
+        assert isinstance(admitted, Admitted)
+        assert admitted.grant is not None and admitted.grant.expires_at == EPOCH + 1_000 + 3_600
+        arrival = node.admission.admit(
+            Exchange(None, parse_head(handshake("/$hc/x?sb-hc-action=accept&sb-hc-rendezvous=hidden")), ("", 1), False)  # type: ignore[arg-type]
+        )
+        for shown in map(repr, (exchange, admitted, arrival)):
+            assert "sig=" not in shown and "hidden" not in shown and "root-key" not in shown
