@@ -3,6 +3,7 @@
 Start, each step because the next one needs it:
 
     store        entities are kept there
+    repair       what a crash left half written is put right while nobody else writes
     declaration  what the file declares must exist before a listener asks for it
     catalog      the data plane authorizes from memory, never from the store
     admin port   says "starting" before the first listener can come
@@ -174,6 +175,7 @@ class Node:
         """
         if self._store is None:
             self._store = SqliteStore(self.settings.data / "entities.db")
+        await self._administration().repair()
         if self._declaration is not None:
             await self._declare(self._declaration)
         await self.catalog.load(self._store)
@@ -214,11 +216,16 @@ class Node:
         self._servers.append(server)
 
     async def _declare(self, declaration: Declaration) -> None:
+        applied = await declarations.apply(self._administration(), declaration)
+        for what in ("added", "changed", "removed"):
+            for entity in getattr(applied, what):
+                log.info("%s %s %s", declaration.origin, what, entity)
+        for problem in applied.left_alone:
+            log.warning("%s: left alone: %s", declaration.origin, problem)
+
+    def _administration(self) -> Administration:
         assert self._store is not None
-        report = await declarations.apply(
-            Administration(self._store, preset=self.settings.preset, node_limits=self.settings.limits), declaration
-        )
-        log.info("declared by %s: %s", declaration.origin, report)
+        return Administration(self._store, preset=self.settings.preset, node_limits=self.settings.limits)
 
     async def reload(self, declaration: Declaration | None) -> None:
         """Apply the declarations anew and read the certificate files again, without a cut.
