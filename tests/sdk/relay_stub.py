@@ -176,9 +176,13 @@ class RelayStub:
     ) -> None:
         assert self._server is not None
         self._server.close()
+        self.abort_all()
+        await asyncio.sleep(0)
+
+    def abort_all(self) -> None:
+        """Cut every connection."""
         for writer in self._writers:
             writer.transport.abort()
-        await asyncio.sleep(0)
 
     @property
     def base(self) -> str:
