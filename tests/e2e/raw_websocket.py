@@ -247,10 +247,12 @@ class RawPair:
 
 
 @asynccontextmanager
-async def raw_pair(node: RelayNode, *, sender: RawWebSocket | None = None) -> AsyncIterator[RawPair]:
-    """One listener, one sender, joined; the sender is as given, or made with a token of the node."""
+async def raw_pair(
+    node: RelayNode, *, sender: RawWebSocket | None = None, control: RawWebSocket | None = None
+) -> AsyncIterator[RawPair]:
+    """One listener, one sender, joined; what is not given is made with a token of the node."""
     sender = sender or RawWebSocket(node.connect_url(), token=node.token())
-    async with RawWebSocket(node.listen_url(), token=node.token()) as control:
+    async with control or RawWebSocket(node.listen_url(), token=node.token()) as control:
         await sender.connect()
         try:
             address = (await control.offer())["address"]
