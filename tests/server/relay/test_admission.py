@@ -162,7 +162,8 @@ async def test_a_refusal_names_the_address_the_id_and_the_time() -> None:
         answer = await asked(node, target, host=f"{HOST}:8443")
         assert answer.phrase == (
             "InvalidSignature: The token has an invalid signature: it does not begin with the word "
-            f"SharedAccessSignature. TrackingId:{GUID}_G12, SystemTracker:sb://{HOST}:8443/none/x, Timestamp:11/14/2023 10:30:00 PM"
+            f"SharedAccessSignature. TrackingId:{GUID}_G12, SystemTracker:sb://{HOST}:8443/none/x, "
+            "Timestamp:11/14/2023 10:30:00 PM"
         )
 
 
