@@ -39,7 +39,7 @@ from trunkline.protocol.frames import (
     parse_close,
 )
 from trunkline.protocol.limits import Limits, resolve
-from trunkline.protocol.splice import NOTHING, Actions, End, Lane, Side, Splice
+from trunkline.protocol.splice import NOTHING, Actions, End, Lane, Side, Splice, joined
 
 SENDER, LISTENER = Side.SENDER, Side.LISTENER
 KEY = b"\x11\x22\x33\x44"
@@ -99,7 +99,11 @@ def make_splice(*, now: float = 100.0, **changes: object) -> Splice:
 
 
 def toward(side: Side, actions: Actions) -> bytes:
-    return actions.to_sender if side is SENDER else actions.to_listener
+    return joined(actions.to_sender if side is SENDER else actions.to_listener)
+
+
+def fed(lane: Lane, data: bytes | memoryview) -> bytes:
+    return joined(lane.feed(data))
 
 
 def aborts(end: End | None) -> tuple[bool, bool]:
@@ -229,9 +233,10 @@ def test_both_ends_see_what_the_other_said_however_it_is_chunked(
                     frames[leg].append((first, payload))
 
     def receive(side: Side, size: int) -> None:
-        piece = bytes(arriving[side][read[side] : read[side] + size])
+        piece = bytearray(arriving[side][read[side] : read[side] + size])
         read[side] += len(piece)
-        actions = splice.receive(side, memoryview(piece) if view else piece, 0.0)
+        actions = splice.receive(side, memoryview(piece) if view else bytes(piece), 0.0)
+        piece[:] = bytes(len(piece))  # as the next read into the same buffer would: nothing may hang on it
         took(actions)
 
     for side, step in steps:
@@ -294,7 +299,7 @@ def test_websockets_reads_the_same_messages_behind_the_splice(
     # Frames are unmasked: to websockets we are a server.
     reader = Protocol(WebSocketsSide.CLIENT, max_size=(None, max(limit, 125)))
     for start in range(0, len(stream), size):
-        reader.receive_data(lane.feed(bytes(stream[start : start + size])))
+        reader.receive_data(fed(lane, bytes(stream[start : start + size])))
     assert reader.parser_exc is None
     got: list[tuple[int, bytes]] = []
     for frame in reader.events_received():
@@ -334,12 +339,12 @@ def test_lane_does_the_same_for_any_chunking_of_any_bytes(
     noise: bytes, places: list[int], limit: int, reject: bool
 ) -> None:
     at_once = Lane(frame_limit=limit, reject_oversize=reject)
-    expected = at_once.feed(noise)
+    expected = fed(at_once, noise)
     in_pieces = Lane(frame_limit=limit, reject_oversize=reject)
     left = b""
     edges = [0, *sorted(place % (len(noise) + 1) for place in places), len(noise)]
     for start, stop in itertools.pairwise(edges):
-        left += in_pieces.feed(noise[start:stop])
+        left += fed(in_pieces, noise[start:stop])
         assert len(in_pieces._held) < LONGEST_HEADER + CONTROL_PAYLOAD_LIMIT
     assert left == expected
     assert repr(in_pieces) == repr(at_once)
@@ -413,7 +418,7 @@ def test_frame_within_the_limit_leaves_as_one_frame_and_a_longer_one_in_fragment
     for step in (2**20, 1000, 7):
         lane = Lane(frame_limit=limit, masker=c_masker)
         stream = incoming(0xC1, payload)
-        left = b"".join(lane.feed(stream[start : start + step]) for start in range(0, len(stream), step))
+        left = b"".join(fed(lane, stream[start : start + step]) for start in range(0, len(stream), step))
         expected = bytearray()
         for first, part in cut_at(0xC1, payload, limit):
             expected += encode_head(first, len(part)) + part
@@ -428,29 +433,29 @@ def test_length_in_a_longer_form_than_needed_leaves_in_the_shortest(form: int, p
     for first, messages in ((0x82, 1), (0x02, 0)):
         lane = Lane(frame_limit=65_536)
         stream = bytes((first, 0x80 | form)) + size + KEY + mask_bytes(payload, KEY)
-        assert lane.feed(stream) == bytes((first, len(payload))) + payload
+        assert fed(lane, stream) == bytes((first, len(payload))) + payload
         assert (lane.messages, lane.bytes) == (messages, len(payload))
 
 
 def test_frame_leaves_as_it_arrives() -> None:
     lane = Lane(frame_limit=65_536)
     stream = incoming(0x82, b"a" * 1000)
-    assert lane.feed(stream[:8]) == b""  # all of the head and nothing else
+    assert fed(lane, stream[:8]) == b""  # all of the head and nothing else
     assert not lane.is_mid_frame
-    assert lane.feed(stream[8:9]) == encode_head(0x82, 1000) + b"a"
+    assert fed(lane, stream[8:9]) == encode_head(0x82, 1000) + b"a"
     assert lane.is_mid_frame
     assert repr(lane) == "<Lane open messages=0 bytes=1 mid_frame=True>"
-    assert lane.feed(b"") == b""
-    assert lane.feed(stream[9:]) == b"a" * 999
+    assert fed(lane, b"") == b""
+    assert fed(lane, stream[9:]) == b"a" * 999
     assert repr(lane) == "<Lane open messages=1 bytes=1000 mid_frame=False>"
     assert lane._held == b""
 
 
 def test_endless_frame_passes_in_bounded_memory() -> None:
     lane = Lane(frame_limit=1000, masker=c_masker)
-    left = lane.feed(encode_head(0x82, 2**63 - 1, masked=True) + KEY)
+    left = fed(lane, encode_head(0x82, 2**63 - 1, masked=True) + KEY)
     for _ in range(40):
-        left += lane.feed(c_masker(b"a" * 1000, KEY))
+        left += fed(lane, c_masker(b"a" * 1000, KEY))
     frames, rest = leaving(left)
     assert frames == [(0x02, b"a" * 1000)] + [(0x00, b"a" * 1000)] * 39
     assert (rest, lane._held, lane.bytes, lane.messages) == (b"", b"", 40_000, 0)
@@ -458,9 +463,9 @@ def test_endless_frame_passes_in_bounded_memory() -> None:
 
 def test_empty_fragments_pass_one_by_one() -> None:
     lane = Lane(frame_limit=65_536)
-    assert lane.feed(incoming(0x01, b"") + incoming(0x00, b"") * 1000) == b"\x01\x00" + b"\x00\x00" * 1000
-    assert lane.feed(incoming(0x80, b"")[:5]) == b""
-    assert lane.feed(incoming(0x80, b"")[5:]) == b"\x80\x00"
+    assert fed(lane, incoming(0x01, b"") + incoming(0x00, b"") * 1000) == b"\x01\x00" + b"\x00\x00" * 1000
+    assert fed(lane, incoming(0x80, b"")[:5]) == b""
+    assert fed(lane, incoming(0x80, b"")[5:]) == b"\x80\x00"
     assert (lane.messages, lane.bytes) == (1, 0)
 
 
@@ -469,15 +474,15 @@ def test_lane_keeps_no_reference_to_a_buffer_that_is_used_again() -> None:
         for size in range(len(stream) + 1):
             buffer = bytearray(stream[:size])
             lane = Lane(frame_limit=100)
-            left = lane.feed(memoryview(buffer))
+            left = fed(lane, memoryview(buffer))
             buffer[:] = bytes(size)
             whole_lane = Lane(frame_limit=100)
-            assert left + lane.feed(stream[size:]) == whole_lane.feed(stream)
+            assert left + fed(lane, stream[size:]) == fed(whole_lane, stream)
 
 
 def test_memoryview_is_taken_as_bytes_are() -> None:
     stream = incoming(0x81, b"text") + incoming(0x82, b"b" * 3000) + incoming(0x82, b"c" * 70_000)
-    assert Lane(frame_limit=65_536).feed(memoryview(stream)) == Lane(frame_limit=65_536).feed(stream)
+    assert fed(Lane(frame_limit=65_536), memoryview(stream)) == fed(Lane(frame_limit=65_536), stream)
 
 
 # --- Ping and Pong ---
@@ -506,7 +511,7 @@ def test_ping_with_an_empty_payload_is_answered() -> None:
 def test_flood_of_pings_is_answered_once_for_each_read_with_the_newest() -> None:
     splice = make_splice()
     flood = b"".join(incoming(0x89, b"%d" % number) for number in range(1000))
-    assert whole(splice.receive(SENDER, flood, 101.0).to_sender) == [(0x8A, b"999")]
+    assert whole(toward(SENDER, splice.receive(SENDER, flood, 101.0))) == [(0x8A, b"999")]
     splice.receive(LISTENER, HALF_FRAME, 101.0)
     for _ in range(10):
         assert splice.receive(SENDER, flood, 101.0) == NOTHING
@@ -520,25 +525,25 @@ def test_pong_waits_for_the_end_of_a_frame_and_carries_the_newest_ping() -> None
     assert splice.receive(SENDER, incoming(0x89, b"old"), 101.0) == NOTHING
     assert splice.receive(SENDER, incoming(0x89, b"new"), 101.0) == NOTHING
     ended = splice.receive(LISTENER, frame[-4:], 101.0)
-    assert whole(begun.to_sender + ended.to_sender) == [(0x82, b"0123456789"), (0x8A, b"new")]
-    assert whole(splice.receive(LISTENER, frame, 101.0).to_sender) == [(0x82, b"0123456789")]  # none is owed
+    assert whole(toward(SENDER, begun) + toward(SENDER, ended)) == [(0x82, b"0123456789"), (0x8A, b"new")]
+    assert whole(toward(SENDER, splice.receive(LISTENER, frame, 101.0))) == [(0x82, b"0123456789")]  # none is owed
 
 
 def test_pong_goes_between_the_fragments_of_a_long_frame() -> None:
     splice = make_splice(frame_limit=4)
     frame = incoming(0x82, b"0123456789")
-    left = splice.receive(LISTENER, frame[:-9], 101.0).to_sender
+    left = toward(SENDER, splice.receive(LISTENER, frame[:-9], 101.0))
     splice.receive(SENDER, incoming(0x89, b"?"), 101.0)
-    left += splice.receive(LISTENER, frame[-9:], 101.0).to_sender
+    left += toward(SENDER, splice.receive(LISTENER, frame[-9:], 101.0))
     assert whole(left) == [(0x02, b"0123"), (0x8A, b"?"), (0x00, b"4567"), (0x80, b"89")]
 
 
 def test_pong_goes_at_once_where_a_fragment_has_just_ended() -> None:
     splice = make_splice(frame_limit=4)
     frame = incoming(0x82, b"0123456789")
-    left = splice.receive(LISTENER, frame[:-6], 101.0).to_sender
-    left += splice.receive(SENDER, incoming(0x89, b"?"), 101.0).to_sender
-    left += splice.receive(LISTENER, frame[-6:], 101.0).to_sender
+    left = toward(SENDER, splice.receive(LISTENER, frame[:-6], 101.0))
+    left += toward(SENDER, splice.receive(SENDER, incoming(0x89, b"?"), 101.0))
+    left += toward(SENDER, splice.receive(LISTENER, frame[-6:], 101.0))
     assert whole(left) == [(0x02, b"0123"), (0x8A, b"?"), (0x00, b"4567"), (0x80, b"89")]
 
 
@@ -559,22 +564,22 @@ def test_pong_waits_until_its_leg_is_relieved(side: Side) -> None:
 def test_pong_of_a_congested_leg_waits_for_the_frame_after_the_relief() -> None:
     splice = make_splice()
     frame = incoming(0x82, b"0123456789")
-    left = splice.receive(LISTENER, frame[:8], 101.0).to_sender
+    left = toward(SENDER, splice.receive(LISTENER, frame[:8], 101.0))
     splice.congested(SENDER)
     splice.receive(SENDER, incoming(0x89, b"hi"), 101.0)
     assert splice.relieved(SENDER, 101.0) == NOTHING  # inside the frame
-    left += splice.receive(LISTENER, frame[8:], 101.0).to_sender
+    left += toward(SENDER, splice.receive(LISTENER, frame[8:], 101.0))
     assert whole(left) == [(0x82, b"0123456789"), (0x8A, b"hi")]
 
 
 def test_pong_of_a_congested_leg_does_not_go_at_the_end_of_a_frame() -> None:
     splice = make_splice()
     frame = incoming(0x82, b"0123456789")
-    left = splice.receive(LISTENER, frame[:8], 101.0).to_sender
+    left = toward(SENDER, splice.receive(LISTENER, frame[:8], 101.0))
     splice.congested(SENDER)
     splice.receive(SENDER, incoming(0x89, b"hi"), 101.0)
-    left += splice.receive(LISTENER, frame[8:], 101.0).to_sender
-    left += splice.relieved(SENDER, 101.0).to_sender
+    left += toward(SENDER, splice.receive(LISTENER, frame[8:], 101.0))
+    left += toward(SENDER, splice.relieved(SENDER, 101.0))
     assert whole(left) == [(0x82, b"0123456789"), (0x8A, b"hi")]
 
 
@@ -583,7 +588,7 @@ def test_pong_is_dropped_when_a_close_has_gone_before_it(relieved_first: bool) -
     splice = make_splice()
     splice.congested(SENDER)
     splice.receive(SENDER, incoming(0x89, b"hi"), 101.0)
-    assert only_close(splice.receive(LISTENER, close_frame(1000), 101.0).to_sender) == (1000, "")
+    assert only_close(toward(SENDER, splice.receive(LISTENER, close_frame(1000), 101.0))) == (1000, "")
     if relieved_first:
         assert splice.relieved(SENDER, 101.0) == NOTHING
     assert splice.receive(SENDER, incoming(0x89, b"hi"), 101.0) == NOTHING
@@ -624,8 +629,8 @@ def test_close_of_one_side_keeps_the_other_direction_open(side: Side) -> None:
 def test_sender_is_not_read_after_its_close(junk: bytes) -> None:
     splice = make_splice()
     actions = splice.receive(SENDER, close_frame(1000) + junk, 101.0)
-    assert only_close(actions.to_listener) == (1000, "")
-    assert actions.to_sender == b""
+    assert only_close(toward(LISTENER, actions)) == (1000, "")
+    assert toward(SENDER, actions) == b""
     assert splice.receive(SENDER, junk, 102.0) == NOTHING
     assert splice.lanes[SENDER].bytes == 0
     assert repr(splice.lanes[SENDER]) == "<Lane closed messages=0 bytes=0 mid_frame=False>"
@@ -641,9 +646,9 @@ def test_close_cut_anywhere_is_the_same_close() -> None:
     stream = close_frame(1000, "because")
     for place in range(len(stream)):
         lane = Lane(frame_limit=65_536)
-        assert lane.feed(stream[:place]) == b""
+        assert fed(lane, stream[:place]) == b""
         assert lane.close is None
-        assert only_close(lane.feed(stream[place:])) == (1000, "because")
+        assert only_close(fed(lane, stream[place:])) == (1000, "because")
         assert lane.close == close_payload(1000, "because")
 
 
@@ -722,29 +727,29 @@ def test_side_that_breaks_the_protocol_after_the_others_close_gets_no_second_clo
     actions = splice.receive(side, b"\x82\x00", 102.0)
     assert toward(side, actions) == b""
     if side is SENDER:
-        assert only_close(actions.to_listener)[0] == 1001
+        assert only_close(toward(LISTENER, actions))[0] == 1001
         assert aborts(actions.end) == (False, False)
     else:
-        assert actions.to_sender == b""
+        assert toward(SENDER, actions) == b""
         assert aborts(actions.end) == (True, False)
 
 
 def test_lane_reads_nothing_after_a_violation_and_keeps_none_of_its_bytes() -> None:
     lane = Lane(frame_limit=128, reject_oversize=True)
-    assert lane.feed(incoming(0x82, b"a" * 129)) == b""
+    assert fed(lane, incoming(0x82, b"a" * 129)) == b""
     assert isinstance(lane.violation, MessageTooLarge)
     assert lane.violation.__traceback__ is None  # its frames would hold what was read
-    assert lane.feed(incoming(0x82, b"a")) == b""
+    assert fed(lane, incoming(0x82, b"a")) == b""
     assert lane.pong(b"hi") == b""
     assert (lane.messages, lane.bytes, lane._held) == (0, 0, b"")
 
 
 def test_frame_of_just_the_limit_is_not_rejected() -> None:
     lane = Lane(frame_limit=128, reject_oversize=True)
-    assert whole(lane.feed(incoming(0x82, b"a" * 128))) == [(0x82, b"a" * 128)]
+    assert whole(fed(lane, incoming(0x82, b"a" * 128))) == [(0x82, b"a" * 128)]
     short = Lane(frame_limit=100, reject_oversize=True)
-    assert whole(short.feed(incoming(0x82, b"a" * 100))) == [(0x82, b"a" * 100)]
-    assert short.feed(incoming(0x82, b"a" * 101)) == b""
+    assert whole(fed(short, incoming(0x82, b"a" * 100))) == [(0x82, b"a" * 100)]
+    assert fed(short, incoming(0x82, b"a" * 101)) == b""
     assert isinstance(short.violation, MessageTooLarge)
     assert not isinstance(short.violation, InvalidFrame)
     assert isinstance(short.violation, ProtocolViolation)
@@ -756,10 +761,10 @@ def test_frame_of_just_the_limit_is_not_rejected() -> None:
 def test_sender_that_is_lost_ends_the_listener_with_1001() -> None:
     splice = make_splice()
     actions = splice.lost(SENDER)
-    code, reason = only_close(actions.to_listener)
+    code, reason = only_close(toward(LISTENER, actions))
     assert code == 1001
     assert TRACKING_ID in reason
-    assert actions.to_sender == b""
+    assert toward(SENDER, actions) == b""
     assert actions.end == End("the sender's connection was lost", abort_sender=True)
 
 
@@ -774,7 +779,7 @@ def test_sender_that_is_lost_before_a_frame_begins_to_leave_cuts_nobody(held: by
     splice = make_splice()
     splice.receive(SENDER, held, 101.0)
     actions = splice.lost(SENDER)
-    assert only_close(actions.to_listener)[0] == 1001
+    assert only_close(toward(LISTENER, actions))[0] == 1001
     assert aborts(actions.end) == (True, False)
 
 
@@ -796,8 +801,8 @@ def test_sender_that_is_lost_after_the_listeners_close_still_counts_as_lost() ->
     splice = make_splice()
     splice.receive(LISTENER, close_frame(1000), 101.0)
     actions = splice.lost(SENDER)
-    assert only_close(actions.to_listener)[0] == 1001
-    assert actions.to_sender == b""
+    assert only_close(toward(LISTENER, actions))[0] == 1001
+    assert toward(SENDER, actions) == b""
     assert aborts(actions.end) == (True, False)
 
 
@@ -818,7 +823,7 @@ def test_silent_connection_is_closed_at_the_idle_timeout() -> None:
     splice.receive(LISTENER, incoming(0x8A, b""), 120.0)
     assert splice.tick(179.9) == NOTHING
     actions = splice.tick(180.0)
-    for stream in (actions.to_sender, actions.to_listener):
+    for stream in (toward(SENDER, actions), toward(LISTENER, actions)):
         code, reason = only_close(stream)
         assert code == 1001
         assert reason == f"IdleTimeout: no frame came for 60 s. TrackingId:{TRACKING_ID}"
@@ -829,8 +834,8 @@ def test_silent_connection_whose_frame_is_under_way_is_cut_on_that_side() -> Non
     splice = make_splice(now=100.0, idle_timeout=60.0)
     splice.receive(SENDER, HALF_FRAME, 100.0)
     actions = splice.tick(160.0)
-    assert only_close(actions.to_sender)[0] == 1001
-    assert actions.to_listener == b""
+    assert only_close(toward(SENDER, actions))[0] == 1001
+    assert toward(LISTENER, actions) == b""
     assert aborts(actions.end) == (False, True)
 
 
@@ -885,10 +890,10 @@ def test_half_close_timeout_of_0_is_off() -> None:
 def test_close_for_an_error_tells_both_sides_its_code_and_words() -> None:
     splice = make_splice()
     actions = splice.close(EndpointNotFound("The endpoint was deleted"))
-    for stream in (actions.to_sender, actions.to_listener):
+    for stream in (toward(SENDER, actions), toward(LISTENER, actions)):
         assert only_close(stream) == (1001, f"The endpoint was deleted. TrackingId:{TRACKING_ID}")
     assert actions.end == End("The endpoint was deleted")
-    assert only_close(make_splice().close(AuthorizationFailed("key removed")).to_sender)[0] == 1008
+    assert only_close(toward(SENDER, make_splice().close(AuthorizationFailed("key removed"))))[0] == 1008
 
 
 @pytest.mark.parametrize("side", Side)
@@ -903,9 +908,9 @@ def test_close_for_an_error_inside_a_frame_cuts_the_leg_that_gets_it(side: Side)
 
 def test_close_for_an_error_goes_between_the_fragments_of_a_frame() -> None:
     splice = make_splice(frame_limit=4)
-    left = splice.receive(SENDER, incoming(0x82, b"0123456789")[:-6], 101.0).to_listener
+    left = toward(LISTENER, splice.receive(SENDER, incoming(0x82, b"0123456789")[:-6], 101.0))
     actions = splice.close(RelayError("over"))
-    assert [first for first, _ in whole(left + actions.to_listener)] == [0x02, 0x88]
+    assert [first for first, _ in whole(left + toward(LISTENER, actions))] == [0x02, 0x88]
     assert aborts(actions.end) == (False, False)
 
 

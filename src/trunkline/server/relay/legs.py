@@ -10,7 +10,7 @@ import asyncio
 import socket
 from typing import TYPE_CHECKING
 
-from trunkline.protocol.splice import Side
+from trunkline.protocol.splice import Outgoing, Side
 from trunkline.server.relay.frontend import RECEIVE_BUFFER
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 # A leg whose peer does not read holds this much, and one read of the other leg on top, then the other leg waits.
 HIGH_WATER = 262_144
 LOW_WATER = 65_536
+
+# A read of fewer bytes is copied out of the shared buffer before it is looked at.
+COPY_BELOW = 32_768
 
 # Seconds that a peer has to take something of what is left for it, or to close; then it is cut.
 CLOSE_TIMEOUT = 5.0
@@ -69,8 +72,9 @@ class Leg(asyncio.BufferedProtocol):
         return RECEIVE_BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
-        # A copy: the buffer is shared, and the splice is faster on bytes.
-        self.connection.receive(self.side, bytes(RECEIVE_BUFFER[:nbytes]))
+        # The splice is faster on bytes where frames are small, and much is better not copied. It keeps no view.
+        data = RECEIVE_BUFFER[:nbytes]
+        self.connection.receive(self.side, bytes(data) if nbytes < COPY_BELOW else data)
 
     def eof_received(self) -> bool:
         self.connection.lost(self.side)
@@ -104,10 +108,14 @@ class Leg(asyncio.BufferedProtocol):
             self._paused_reading = False
             self.transport.resume_reading()
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: Outgoing) -> None:
         """Send to the peer; nothing happens when it is gone."""
-        if self.transport is not None:
+        if self.transport is None:
+            return
+        if isinstance(data, bytes):
             self.transport.write(data)
+        else:
+            self.transport.writelines(data)
 
     def end(self, *, abort: bool) -> None:
         """Close in order, with a limit to how long that may take, or cut."""

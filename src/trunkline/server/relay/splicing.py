@@ -62,7 +62,7 @@ class Connection:
         for leg in self.legs:
             leg.start()
 
-    def receive(self, side: Side, data: bytes) -> None:
+    def receive(self, side: Side, data: bytes | memoryview) -> None:
         """Bytes came from a leg."""
         self._run(self.splice.receive(side, data, self._clock()))
 
