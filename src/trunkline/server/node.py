@@ -13,12 +13,14 @@ Stop:
 
     drain        no new senders (503), listen handshakes wait without an answer, established connections may end
     channels     closed with 1001 at the very end: a listener that reconnects should find the next node
-    ports, legs, tasks, store    nothing writes to the store when it is closed
+    ports, connections, tasks, store    nothing uses the store when it is closed
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import logging
 import random
 import secrets
@@ -91,12 +93,16 @@ class Tasks:
         if not task.cancelled() and task.exception() is not None:
             log.error("a task of the node failed", exc_info=task.exception())
 
-    async def cancel(self) -> None:
-        """Cancel all and wait for their end."""
-        running = [task for task in self._running if task is not asyncio.current_task()]
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+    async def finish(self, within: float) -> None:
+        """Wait for the end of all, cancel those that last longer than so many seconds."""
+        deadline = asyncio.get_running_loop().time() + within
+        # One that ends may have begun another.
+        while running := [task for task in self._running if task is not asyncio.current_task()]:
+            left = deadline - asyncio.get_running_loop().time()
+            if left <= 0:
+                for task in running:
+                    task.cancel()
+            await asyncio.wait(running, timeout=left if left > 0 else None)
 
 
 class Node:
@@ -123,8 +129,12 @@ class Node:
         self._store = store
         self._tick = tick
         self._drain_timeout = resolve(settings.preset, settings.limits).drain_timeout
+        # Those that last as long as the node, and the short ones of the data plane.
+        self._watches = Tasks()
         self._tasks = Tasks()
         self._servers: list[asyncio.Server] = []
+        # The ports of `_servers`, which know them no more when they are closed.
+        self._ports: list[int] = []
         # Set when a drain need not wait any longer.
         self._quiet = asyncio.Event()
         self.catalog = Catalog(preset=settings.preset, node_limits=settings.limits, domain=settings.domain)
@@ -181,7 +191,7 @@ class Node:
         await self.catalog.load(self._store)
         self.catalog.subscribe(self._changed)
         for work in (self.catalog.follow(self._store), self._watch_the_clock()):
-            _ = self._tasks.spawn(work)
+            _ = self._watches.spawn(work)
         await self._listen(self._admin, self.settings.admin_host, self.settings.admin_port, None)
         context = None
         if self.settings.tls != "off":
@@ -209,11 +219,13 @@ class Node:
                 **timeouts,
             )
         except OSError as error:
-            raise InvalidSetting(
-                f"The node cannot listen on {host}:{port}: {error.strerror or error}. Is another one running? "
-                "Choose another port"
-            ) from error
+            remedy = {
+                errno.EADDRINUSE: "Another program has it, perhaps another node: stop that one, or choose another port",
+                errno.EACCES: "The system does not allow it: choose a port above 1023",
+            }.get(error.errno or 0, "Choose an address of this machine")
+            raise InvalidSetting(f"The node cannot listen on {host}:{port}: {error.strerror}. {remedy}") from error
         self._servers.append(server)
+        self._ports.append(server.sockets[0].getsockname()[1])
 
     async def _declare(self, declaration: Declaration) -> None:
         applied = await declarations.apply(self._administration(), declaration)
@@ -245,12 +257,12 @@ class Node:
     @property
     def port(self) -> int:
         """The port of the data plane; with the setting 0, the one that the system chose."""
-        return _port_of(self._servers[1])
+        return self._ports[1]
 
     @property
     def admin_port(self) -> int:
         """The admin port; with the setting 0, the one that the system chose."""
-        return _port_of(self._servers[0])
+        return self._ports[0]
 
     @property
     def url(self) -> str:
@@ -335,18 +347,17 @@ class Node:
             server.close()
         self.broker.abort()
         self.splicing.abort("the relay stopped")
-        self._frontend.abort()
-        self._admin.abort()
-        await self._tasks.cancel()
-        # One turn of the loop for the transports to close.
-        await asyncio.sleep(0)
+        for server in self._servers:
+            # Also those that had ended and were only closing in order.
+            server.abort_clients()  # type: ignore[attr-defined]  # of asyncio from 3.13 on; aiofastnet always has it
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL):
+                for server in self._servers:
+                    await server.wait_closed()
+        await self._tasks.finish(within=FAREWELL)
+        await self._watches.finish(within=0)
         if self._store is not None:
             await self._store.close()
-
-
-def _port_of(server: asyncio.Server) -> int:
-    port: int = server.sockets[0].getsockname()[1]
-    return port
 
 
 def _websocket_url(url: str | None) -> str | None:

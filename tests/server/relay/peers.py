@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import aiofastnet
+import trustme
 
 from trunkline.protocol import sas
 from trunkline.protocol.frames import Close, Opcode, close_payload, encode_frame, mask_bytes, parse_close
@@ -57,7 +58,23 @@ HOST = "relay.local"
 NAMESPACE = namespace_id("myRelayNS")
 EPOCH = 1_700_000_000.0
 
+AUTHORITY = trustme.CA()
+
 ROOT = Rule("Root", sas.implied({Right.MANAGE}), primary_key="root-key", secondary_key="root-key-2")
+
+
+def server_tls() -> ssl.SSLContext:
+    """Of a port, for `HOST`."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    AUTHORITY.issue_cert(HOST).configure_cert(context)
+    return context
+
+
+def client_tls() -> ssl.SSLContext:
+    """Of a peer that trusts it."""
+    context = ssl.create_default_context()
+    AUTHORITY.configure_trust(context)
+    return context
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -298,8 +315,11 @@ class Serving:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.close()
-        self.frontend.abort()
-        await until(lambda: not self.frontend.connections)
+        # Also those that a leg has taken over and that are still closing.
+        self._server.abort_clients()  # type: ignore[attr-defined]  # of asyncio from 3.13 on
+        async with asyncio.timeout(WITHIN):
+            await self._server.wait_closed()
+        assert not self.frontend.connections and not self.frontend.heads and not self.frontend.lingering
 
 
 class Relay:
@@ -374,9 +394,8 @@ class Relay:
             peer.writer.transport.abort()
         self.broker.abort()
         self.splicing.abort("the test is over")
-        self.frontend.abort()
-        await until(lambda: not self.broker.channels and not self._tasks)
         await self.serving.__aexit__(kind, error, trace)
+        await until(lambda: not self.broker.channels and not self._tasks)
 
     @property
     def port(self) -> int:
@@ -463,10 +482,10 @@ class Relay:
         return await self.dial(target, headers, **{"signature": token(path.split("/")[0]), **more})
 
     async def dial_accept(
-        self, offer: Mapping[str, Any], headers: Iterable[tuple[str, str]] = (), *, more: str = "", early: bytes = b""
+        self, offer: Mapping[str, Any], headers: Iterable[tuple[str, str]] = (), *, more: str = "", **request: Any
     ) -> Peer:
         """A listener that opens the address of an offer, with `more` behind it."""
-        return await self.dial(target_of(offer["address"]) + more, headers, early=early)
+        return await self.dial(target_of(offer["address"]) + more, headers, **request)
 
     async def accept(self, offer: Mapping[str, Any], headers: Iterable[tuple[str, str]] = (), **more: Any) -> Peer:
         """The listener's leg."""
@@ -478,7 +497,7 @@ class Relay:
     async def pair(self, listener: Peer, path: str = "orders", **more: Any) -> tuple[Peer, Peer]:
         """A sender and a listener's leg, joined."""
         sender = await self.dial_sender(path, **more)
-        leg = await self.accept(await listener.offer())
+        leg = await self.accept(await listener.offer(), tls=more.get("tls"))
         answer = await sender.answer()
         assert answer.status == 101, answer
         return sender, leg

@@ -367,6 +367,25 @@ async def test_a_wedged_active_listener_is_replaced_and_its_second_sender_offere
         await relay.pair(standby)
 
 
+@pytest.mark.loop("uvloop")
+async def test_a_listener_that_comes_in_between_is_not_replaced() -> None:
+    async with Relay(rendezvous_timeout=30, ping_interval=0, control_idle_timeout=0, idle_timeout=0) as relay:
+        slow, _ = await relay.listener(), await relay.listener()
+        for _ in range(2):
+            in_vain = await relay.dial_sender()
+            await slow.offer()
+            relay.pass_time(30)
+            await refused(in_vain, 504, "ConnectionNotEstablished")
+            await relay.pair(slow)
+
+
+@pytest.mark.loop("uvloop")
+async def test_every_refusal_names_the_id_that_the_sender_gave_itself() -> None:
+    async with Relay() as relay:
+        answer = await refused(await relay.dial_sender(query=f"sb-hc-id={GUID}&"), 504, "There are no listeners")
+        assert f"TrackingId:{GUID}, " in answer.phrase
+
+
 async def test_a_sender_waits_for_each_listener_that_it_is_offered_to() -> None:
     async with Relay(rendezvous_timeout=30, ping_interval=0, control_idle_timeout=0) as relay:
         first, second = await relay.listener(), await relay.listener()

@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 import pytest
-import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.relay.peers import ACCEPT, HOST, KEY, Answer, Clock, Peer, Serving, handshake, until
+from server.relay.peers import (
+    ACCEPT,
+    KEY,
+    Answer,
+    Clock,
+    Peer,
+    Serving,
+    client_tls,
+    handshake,
+    server_tls,
+    until,
+)
 from trunkline.protocol.errors import QuotaExceeded, RelayError
 from trunkline.protocol.limits import HEAD_TIMEOUT, REQUEST_HEAD_LIMIT
 from trunkline.server.relay import frontend as frontend_module
 from trunkline.server.relay.frontend import EARLY_LIMIT, LINGER, Exchange, Frontend, FrontendProtocol, parse_head
-
-AUTHORITY = trustme.CA()
-
-
-def server_tls() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    AUTHORITY.issue_cert(HOST).configure_cert(context)
-    return context
-
-
-def client_tls() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    AUTHORITY.configure_trust(context)
-    return context
 
 
 class Echo(asyncio.BufferedProtocol):
@@ -88,7 +83,6 @@ class Port:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._serving.__aexit__(kind, error, trace)
-        assert not self.frontend.heads and not self.frontend.lingering
 
     async def dial(self) -> Peer:
         return await Peer.dial(self._serving.port, client_tls() if self._tls else None)
@@ -377,6 +371,18 @@ async def test_a_refused_peer_that_is_still_sending_gets_its_answer(tls: bool) -
         await peer.leave()
 
 
+async def test_a_peer_that_was_not_read_any_more_is_read_again_when_it_is_refused() -> None:
+    async with Port(say_nothing) as port, await port.dial() as peer:
+        peer.send(handshake("/") + b"x" * 20_000_000)
+        exchange = await port.exchange()
+        await until(lambda: port.newest._paused)
+        exchange.refuse(QuotaExceeded(), "No.")
+        assert (await peer.answer()).status == 429
+        async with asyncio.timeout(5):
+            await peer.writer.drain()
+        assert await peer.to_end() == b"No.\n"
+
+
 async def test_a_peer_that_lingers_after_its_answer_is_cut() -> None:
     async with Port() as port, await port.dial() as peer:
         peer.send(handshake("/"))
@@ -487,22 +493,14 @@ async def test_a_transport_that_was_handed_on_belongs_to_the_frontend_no_more() 
         peer.send(handshake("/"))
         echo = Echo()
         (await port.exchange()).upgrade(echo)
-        assert not port.frontend.connections
-        port.frontend.abort()
+        assert not port.frontend.connections and not port.frontend.heads
+        port.pass_time(1_000)
         peer.send(b"hello")
         await peer.answer()
         assert await peer.read(5) == b"hello"
         await peer.leave()
         async with asyncio.timeout(5):
             await echo.lost.wait()
-
-
-async def test_aborting_cuts_everybody_who_is_not_handed_on() -> None:
-    async with Port(say_nothing) as port, await port.dial() as peer:
-        peer.send(handshake("/"))
-        await port.exchange()
-        port.frontend.abort()
-        assert await peer.is_cut()
 
 
 # -- a flood

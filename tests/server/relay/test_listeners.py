@@ -457,10 +457,16 @@ async def test_cancelled_waiters_leave_nothing_and_take_no_place_with_them() -> 
         await first
     (got,) = await second
     assert got.parked
-    third = asyncio.get_running_loop().create_task(directory.add("third", client=same))
-    await until(lambda: directory.local.counts()["waiting_listeners"] == 1)
+    third, fourth = [
+        asyncio.get_running_loop().create_task(directory.add(name, client=same)) for name in ("third", "fourth")
+    ]
+    await until(lambda: directory.local.counts()["waiting_listeners"] == 2)
+    # In the other order, the one that has left is passed by.
     third.cancel()
+    await directory.local.unregister(everybody.pop())
+    everybody += await fourth
     await asyncio.wait([third])
+    assert third.cancelled()
     assert directory.local.counts()["waiting_listeners"] == 0
     for each in (*everybody, got):
         await directory.local.unregister(each)
@@ -511,12 +517,14 @@ async def test_a_raised_limit_gives_places_to_who_waits_for_one() -> None:
     directory = Directory(max_listeners=1)
     same = client_named("x")
     _, *parked = await directory.add(*(f"l{n}" for n in range(1 + PARKED_PER_CLIENT)), client=same)
-    waiting = asyncio.get_running_loop().create_task(directory.add("waits", client=same))
-    await until(lambda: directory.local.counts()["waiting_listeners"] == 1)
+    waiting = [asyncio.get_running_loop().create_task(directory.add(name, client=same)) for name in ("w1", "w2")]
+    await until(lambda: directory.local.counts()["waiting_listeners"] == 2)
     directory.limits = limits(max_listeners=3)
     await directory.place("t")
     assert [each.parked for each in parked[:3]] == [False, False, True]
-    assert (await waiting)[0].parked
+    assert directory.local.counts()["waiting_listeners"] == 0
+    for task in waiting:
+        assert (await task)[0].parked
 
 
 async def test_leaving_twice_is_leaving_once() -> None:

@@ -251,11 +251,6 @@ class Frontend:
                     break
                 act(connection)
 
-    def abort(self) -> None:
-        """Cut every connection that no leg has taken over."""
-        for connection in list(self.connections):
-            connection.abort()
-
 
 class FrontendProtocol(asyncio.BufferedProtocol):
     """One connection, until a leg takes it over."""
