@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from trunkline.protocol.errors import (
     EndpointDisabled,
     EndpointNotFound,
+    ExpiredToken,
     InternalError,
     InvalidRequest,
     NotAWebSocket,
@@ -149,6 +150,9 @@ class Admission:
             # No entity has a longer path, and a client may not read a reason phrase of 30 KiB.
             raise EndpointNotFound(f"Endpoint does not exist: {'/'.join(target.segments)[:ENTITY_PATH_LIMIT]}")
         if grant is not None:
+            if right is Right.LISTEN and self._wall_clock() > grant.expires_at + limits.token_grace:
+                # Good enough for clocks that differ, and a channel with it would be closed at once, again and again.
+                raise ExpiredToken()
             grant.require(right)
         if not entity.enabled:
             raise EndpointDisabled()
