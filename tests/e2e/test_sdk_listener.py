@@ -110,12 +110,13 @@ async def test_handler_that_refuses_or_fails_has_the_words_of_net() -> None:
         return False
 
     async with quiet_node() as node, node.listener(accept_handler=handler):
-        with pytest.raises(ConnectionRejected, match="^Rejected by user code$"):
+        with pytest.raises(ConnectionRejected) as refused:
             await node.client().create_connection()
-        with pytest.raises(RelayError) as raised:
+        assert (refused.value.status, refused.value.description) == (400, "Rejected by user code")
+        with pytest.raises(RelayError) as failed:
             await node.client().create_connection(path_suffix="fail")
-        assert raised.value.status == 502
-        assert raised.value.message == (
+        assert failed.value.status == 502
+        assert failed.value.message == (
             "The Listener's custom AcceptHandler threw an exception. See Listener logs for details."
         )
 
@@ -289,19 +290,3 @@ async def test_closing_listener_lets_its_connections_end_in_peace() -> None:
             assert await accepted.recv() == "still here"
             assert not closing.done()
             await asyncio.gather(sender.close(), accepted.close())
-
-
-async def test_sdk_works_through_tls_with_the_names_of_the_certificate() -> None:
-    async with quiet_node(tls=True) as node:
-        text = node.connection_string()
-        context = node.client_context()
-        async with (
-            HybridConnectionListener(text, ssl=context) as listener,
-            await HybridConnectionClient(text, ssl=context).create_connection() as sender,
-        ):
-            accepted = await listener.accept()
-            await sender.send("over TLS")
-            assert await accepted.recv() == "over TLS"
-            await asyncio.gather(sender.close(), accepted.close())
-        with pytest.raises(OSError, match="(?i)certificate"):
-            await HybridConnectionClient(text).create_connection()

@@ -377,7 +377,7 @@ async def test_end_in_order_stays_in_order_when_tcp_is_lost_after_it() -> None:
             connection.write(b"x")
 
 
-@pytest.mark.parametrize("code", [1008, 1011, 1002])
+@pytest.mark.parametrize("code", [1001, 1002, 1008, 1011])
 async def test_close_that_reports_a_failure_is_an_error(code: int) -> None:
     async with RelayStub() as relay, connected(relay) as (connection, peer):
         peer.send(Opcode.BINARY, b"data")
@@ -391,7 +391,7 @@ async def test_close_that_reports_a_failure_is_an_error(code: int) -> None:
         await connection.wait_closed()
 
 
-@pytest.mark.parametrize("code", [None, 1000, 1001, 3000, 4999])
+@pytest.mark.parametrize("code", [None, 1000, 3000, 4999])
 async def test_close_in_order_is_an_end(code: int | None) -> None:
     async with RelayStub() as relay, connected(relay) as (connection, peer):
         peer.send_close(code)

@@ -353,6 +353,20 @@ async def test_garbage_on_the_control_channel_ends_it_and_not_the_listener() -> 
         await until(lambda: listener.state == "online")
 
 
+async def test_callback_may_close_the_listener() -> None:
+    clock = FakeClock()
+    async with (
+        RelayStub() as relay,
+        online(
+            relay, _clock=clock, on_connecting=lambda listener: listener.close() if listener.last_error else None
+        ) as (listener, control),
+    ):
+        control.abort()
+        with pytest.raises(ConnectionClosed):
+            await listener.accept()
+        assert listener.state == "offline"
+
+
 async def test_callback_that_fails_does_no_harm() -> None:
     def fail(listener: HybridConnectionListener) -> None:
         raise ZeroDivisionError

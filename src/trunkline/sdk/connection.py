@@ -32,9 +32,10 @@ CLOSE_TIMEOUT = 10.0
 #: Seconds after both Closes that TCP is left to the relay to end (RFC 6455 section 7.1.1: the server closes first,
 #: so that the TIME_WAIT is not on our side).
 LINGER = 1.0
-#: Close codes that end a stream in order. None is a Close without a code (hyco-ws), 1001 is what Azure tells a
-#: listener whose sender has left, 3000 and above belong to the applications. The others say that something failed.
-_ORDERLY = (None, 1000, 1001)
+#: Close codes that end a stream in order: 1000, none at all (hyco-ws), and 3000 and above, which belong to the
+#: applications. Not 1001: with it a relay tells a listener that its sender was lost, and both ends that it cuts them;
+#: a stream that ends so may be cut short.
+_ORDERLY = (None, 1000)
 
 
 class ConnectionClosed(EOFError):
@@ -338,7 +339,7 @@ class Connection:
         """Close both directions: send Close, let the peer finish, drop what it still sends. Safe to call again.
 
         Args:
-            code: 1000, 1001 or 3000 to 4999 for an end in order; 1011 to tell of a failure.
+            code: 1000, or 3000 to 4999, for an end in order; 1001 or 1011 tell of a failure.
             reason: up to 123 bytes for people.
             timeout: seconds to wait for the peer's Close; then TCP is ended without it. None: for ever.
 

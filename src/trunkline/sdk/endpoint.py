@@ -27,7 +27,7 @@ class Endpoint:
     path: str
     #: Whether TLS is used.
     secure: bool
-    #: The TLS settings; None for the platform's own.
+    #: The TLS settings; None without TLS.
     ssl: ssl_module.SSLContext | None = field(repr=False)
     #: None for an anonymous sender.
     token_provider: TokenProvider | None
@@ -113,6 +113,8 @@ def read_endpoint(
         if path and path.lower() != entity_path.lower():
             raise InvalidSetting(f"entity_path is {entity_path!r} and the address says {path!r}: give one of them")
         path = entity_path
+    if secure and ssl is None:
+        ssl = ssl_module.create_default_context()  # once: it reads the whole trust store
     return Endpoint(host, port, path, secure, ssl or None, provider)
 
 

@@ -156,6 +156,8 @@ class HybridConnectionListener:
         self._staying: asyncio.Task[None] | None = None
         # Answers to offers and renewals of the token: what ends with the registration.
         self._jobs: set[asyncio.Task[None]] = set()
+        # State callbacks that run now.
+        self._telling: set[asyncio.Task[None]] = set()
         # Offers on their way to becoming connections.
         self._accepting = 0
         self._connections: set[Connection] = set()
@@ -259,6 +261,8 @@ class HybridConnectionListener:
                 self._staying.cancel()
             else:
                 self._runner.cancel()  # it has not begun
+            if asyncio.current_task() in self._telling:
+                return  # a state callback, which the runner waits for
             await asyncio.wait([self._runner])
         if wait and self._connections:
             await asyncio.wait([connection._link.closed for connection in self._connections], timeout=wait)
@@ -439,7 +443,9 @@ class HybridConnectionListener:
             return
         if inspect.isawaitable(result):
             assert self._tasks is not None
-            self._tasks.create_task(self._await_callback(state, result))
+            task = self._tasks.create_task(self._await_callback(state, result))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
 
     @staticmethod
     async def _await_callback(state: ListenerState, result: Awaitable[object]) -> None:
