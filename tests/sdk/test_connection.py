@@ -439,6 +439,21 @@ async def test_silent_connection_is_kept_by_pings_until_it_closes() -> None:
         await peer.eof()
 
 
+async def test_peer_that_is_gone_without_a_word_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeClock()
+    async with RelayStub() as relay, connected(relay, _clock=clock) as (connection, _):
+        unheard = connection._link.unheard()
+        assert unheard is None or unheard < 5
+        async with asyncio.TaskGroup() as tasks:
+            reading = tasks.create_task(connection.wait_closed())
+            monkeypatch.setattr(connection._link, "unheard", lambda: 60.0)
+            clock.advance(30)
+            await reading
+        assert connection._link.unheard() == 60.0
+        with pytest.raises(ConnectionLost, match="60 seconds"):
+            await connection.recv()
+
+
 async def test_heartbeat_can_be_off() -> None:
     clock = FakeClock()
     async with RelayStub() as relay, connected(relay, _clock=clock, heartbeat=0) as (connection, peer):

@@ -21,7 +21,7 @@ from trunkline.protocol.frames import (
     encode_frame,
     mask_bytes,
 )
-from trunkline.sdk.leg import FRAME_LIMIT, Broken, Leg, PeerClosed, Send
+from trunkline.sdk.leg import FRAME_LIMIT, Broken, Leg, PeerClosed, Send, Silent
 
 KEY = b"mask"
 
@@ -107,14 +107,25 @@ def test_violation_says_good_bye_once(garbage: bytes) -> None:
 
 def test_ping_is_due_only_after_silence_of_ours() -> None:
     leg = new_leg(heartbeat=30)
-    assert leg.next_tick == 30 and leg.tick(29.9) == b""
+    assert leg.next_tick == 30 and leg.tick(29.9, unheard=None) is None
     list(leg.receive(encode_frame(Opcode.BINARY, b"theirs does not count"), 20.0))
-    assert leg.tick(30) == ours(Opcode.PING).data
+    assert leg.tick(30, unheard=0.0) == ours(Opcode.PING)
     list(leg.message(Opcode.BINARY, b"ours does", 50.0))
     assert leg.next_tick == 80
     leg.close(1000, "", 60.0)
-    assert leg.next_tick is None and leg.tick(1000.0) == b""
+    assert leg.next_tick is None and leg.tick(1000.0, unheard=None) is None
     assert new_leg(heartbeat=0).next_tick is None
+
+
+def test_peer_whose_tcp_is_silent_for_two_heartbeats_is_gone() -> None:
+    leg = new_leg(heartbeat=30)
+    assert leg.tick(30.0, unheard=59.9) == ours(Opcode.PING)
+    silent = leg.tick(60.0, unheard=60.0)
+    assert isinstance(silent, Silent) and "60 seconds" in silent.reason
+    assert new_leg(heartbeat=0.1).tick(0.1, unheard=4.9) == ours(Opcode.PING)  # TCP itself takes its time
+    leg.close(1000, "", 60.0)  # nothing of ours is under way any more, so nothing must come
+    assert leg.tick(1000.0, unheard=1000.0) is None
+    assert new_leg(heartbeat=0).tick(1000.0, unheard=1000.0) is None
 
 
 @given(st.binary(max_size=10), st.integers(0, 3), st.sampled_from([Opcode.TEXT, Opcode.BINARY]))

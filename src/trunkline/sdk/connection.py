@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 from trunkline.protocol.errors import ConnectionLost, InvalidSetting, ProtocolViolation, RelayError
 from trunkline.protocol.frames import Close, Data, Opcode, is_valid_close_code
 from trunkline.sdk.clock import Clock, Timer
-from trunkline.sdk.leg import FRAME_LIMIT, Broken, Leg, PeerClosed, Send
+from trunkline.sdk.leg import FRAME_LIMIT, Broken, Leg, PeerClosed, Send, Silent
 from trunkline.sdk.receive_buffer import ReceiveBuffer
 from trunkline.sdk.websocket import MASKER, Link, masks
 
@@ -63,6 +63,9 @@ class Connection:
     goes on until this end closes too, in both uses; so an application that is done must close. A peer that is no
     Trunkline, .NET or azbridge application usually closes its own direction at the same moment and ignores what is
     sent after that; browsers and hyco-ws do.
+
+    A silent connection is kept by pings. Where the system tells whether TCP is acknowledged (Linux), a dead network is
+    found within two heartbeats and raises ConnectionLost; a slow peer is never taken for a dead one.
 
     One task may read and another may write at the same time; two may not read at the same time.
     """
@@ -501,9 +504,13 @@ class Connection:
             self._heartbeat_timer = self._clock.call_later(delay, self._beat)
 
     def _beat(self) -> None:
-        ping = self._leg.tick(self._clock.monotonic())
-        if ping:
-            self._link.write(ping)
+        match self._leg.tick(self._clock.monotonic(), unheard=self._link.unheard()):
+            case Send(data):
+                self._link.write(data)
+            case Silent(reason):
+                self._fail(ConnectionLost(reason, entity=self._entity, tracking_id=self._tracking_id))
+                self._link.abort()
+                return
         self._arm_heartbeat()
 
     def _stop_timers(self) -> None:

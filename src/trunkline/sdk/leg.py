@@ -35,6 +35,8 @@ from trunkline.protocol.frames import (
 #: Payload bytes of a frame that the SDK sends; longer messages are cut into fragments. Jetty, under the Java client,
 #: closes the connection on a longer frame (seen), and a relay may be set to do so.
 FRAME_LIMIT = 65_536
+#: Seconds of silence that TCP is allowed however short the heartbeat: acknowledgements are delayed, lost and repeated.
+SILENCE_AT_LEAST = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,13 @@ class Broken:
 
     error: InvalidFrame
     farewell: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """The network between here and the peer is gone, or the peer's computer is: cut the transport."""
+
+    reason: str
 
 
 class Leg:
@@ -141,17 +150,22 @@ class Leg:
             return None
         return self._last_sent + self._heartbeat
 
-    def tick(self, now: float) -> bytes:
-        """A ping if one is due, else nothing.
+    def tick(self, now: float, *, unheard: float | None) -> Send | Silent | None:
+        """A ping if one is due; it keeps NATs, load balancers and the relay's idle timeout from ending a silent leg.
 
-        It keeps NATs, load balancers and the relay's idle timeout from ending a silent connection. A pong is not
-        waited for: a .NET peer answers only while its application reads, and a relay that waits for a slow peer
-        does not read our ping either.
+        A pong is not waited for: a .NET peer answers only while its application reads, and a relay that holds data
+        for a slow peer does not read our ping either. What must come is TCP's own acknowledgement of it.
+
+        Args:
+            unheard: seconds for which the peer's TCP has owed an acknowledgement and sent none; None where that is not
+                known.
         """
         due = self.next_tick
-        if due is None or now < due:
-            return b""
-        return self._frame(Opcode.PING, b"", now)
+        if due is None:
+            return None
+        if unheard is not None and unheard >= max(2 * self._heartbeat, SILENCE_AT_LEAST):
+            return Silent(f"Nothing was heard from the other end for {unheard:.0f} seconds")
+        return Send(self._frame(Opcode.PING, b"", now)) if now >= due else None
 
     def _frame(self, opcode: Opcode, payload: bytes | memoryview, now: float, *, fin: bool = True) -> bytes:
         self._last_sent = now

@@ -19,7 +19,10 @@ import contextlib
 import os
 import platform
 import re
+import socket
 import ssl as ssl_module
+import struct
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, cast
 from urllib.parse import urlsplit
@@ -60,6 +63,10 @@ WRITE_LOW_WATER = 65_536
 TRANSPORT_CLOSE_TIMEOUT = 5.0
 TLS_HANDSHAKE_TIMEOUT = 10.0
 TLS_SHUTDOWN_TIMEOUT = 3.0
+
+# tcpi_unacked (segments) and tcpi_last_ack_recv (milliseconds) of Linux' struct tcp_info (linux/tcp.h): eight bytes,
+# then words, of which these are the fifth and the thirteenth.
+_TCP_INFO = struct.Struct("=24xI28xI")
 
 #: Sent on listen and connect as the .NET client does, so that an operator sees who is there.
 USER_AGENT = f"trunkline/{__version__} ({platform.system()}; Python {platform.python_version()})"
@@ -143,6 +150,22 @@ class Link(asyncio.Protocol):
     def extra_info(self, name: str) -> object:
         """See `asyncio.BaseTransport.get_extra_info`."""
         return None if self._transport is None else self._transport.get_extra_info(name)
+
+    def unheard(self) -> float | None:
+        """Seconds since the peer's TCP last acknowledged anything, while bytes of ours wait for that.
+
+        None when none do, or where the system does not tell (it does on Linux). It answers what no timer above TCP
+        can: a peer that is slow still acknowledges what it was sent, one that is gone does not. While its receive
+        buffer is full it is sent nothing but probes, up to two minutes apart; then nothing waits.
+        """
+        connection = self.extra_info("socket")
+        if sys.platform != "linux" or connection is None or self.closed.done():
+            return None
+        info = cast(socket.socket, connection).getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+        if len(info) != _TCP_INFO.size:
+            return None
+        unacknowledged, silence = _TCP_INFO.unpack(info)
+        return silence / 1000 if unacknowledged else None
 
     # --- called by the application's side ---------------------------------------------------------------------
 
