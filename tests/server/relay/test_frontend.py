@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 import pytest
+from aiofastnet.constants import SSL_BIO_SIZE_DEFAULTS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -332,6 +333,43 @@ async def test_bytes_ahead_of_a_late_101_are_bounded_and_none_is_lost(tls: bool)
         assert exchange.upgrade(echo)
         assert (await peer.answer()).status == 101
         assert await peer.read(len(sent)) == sent
+
+
+class Hesitant(asyncio.BufferedProtocol):
+    """Reads once in a turn of the loop, and pauses inside that."""
+
+    def __init__(self) -> None:
+        self.got = bytearray()
+
+    async def has(self, size: int) -> None:
+        await until(lambda: len(self.got) >= size)
+
+    def take_over(self, transport: asyncio.Transport, early: bytes) -> None:
+        self.transport = transport
+        self.got += early
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return frontend_module.RECEIVE_BUFFER
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.got += frontend_module.RECEIVE_BUFFER[:nbytes]
+        self.transport.pause_reading()
+        asyncio.get_running_loop().call_soon(self.transport.resume_reading)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_nothing_is_left_behind_in_a_transport_that_was_paused(tls: bool) -> None:
+    assert len(frontend_module.RECEIVE_BUFFER) >= SSL_BIO_SIZE_DEFAULTS["ssl_incoming_bio_size"]
+    hesitant = Hesitant()
+    async with Port(lambda exchange: exchange.upgrade(hesitant), tls=tls) as port, await port.dial() as peer:
+        peer.send(handshake("/"))
+        await peer.answer()
+        # Whole TLS records and a short one behind them, as the last message of a long one is.
+        for size in (262_144, 262_144 + 100, 16_384, 5 * 262_144 + 1):
+            hesitant.got.clear()
+            peer.send(b"x" * (size - 100))
+            peer.send(b"y" * 100)
+            await hesitant.has(size)
 
 
 # -- other answers

@@ -46,8 +46,10 @@ EARLY_LIMIT = 65_536
 LINGER = 2.0
 
 # One receive buffer for every connection of the loop: an idle connection owns none. asyncio calls `get_buffer` and
-# `buffer_updated` back to back, so what lies in it is taken out before anybody else writes there.
-RECEIVE_BUFFER = memoryview(bytearray(262_144))
+# `buffer_updated` back to back, so what lies in it is taken out before anybody else writes there. It takes all that a
+# TLS transport can have decrypted at once (aiofastnet: 263,168 bytes): what is left over there when the transport is
+# paused is not delivered after it is resumed, unless more arrives from the network.
+RECEIVE_BUFFER = memoryview(bytearray(270_336))
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,8 +87,7 @@ class Leg(asyncio.BufferedProtocol):
         self.connection.lost(self.side)
 
     def pause_writing(self) -> None:
-        if self._farewell is None:
-            self.connection.congested(self.side)
+        self.connection.congested(self.side)
 
     def resume_writing(self) -> None:
         if self._farewell is None:

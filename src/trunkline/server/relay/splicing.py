@@ -24,8 +24,9 @@ class Facts:
     """What a connection hangs on."""
 
     tracking_id: str
-    # Id of the hybrid connection.
+    # Id of the hybrid connection, and its name for people.
     entity: str
+    path: str
     # Id of the listener's registration.
     listener: str
     # What let the sender in; None for an anonymous one.
@@ -55,7 +56,7 @@ class Connection:
         self.legs = (Leg(self, Side.SENDER), Leg(self, Side.LISTENER))
 
     def __repr__(self) -> str:
-        return f"<Connection {self.facts.tracking_id} entity={self.facts.entity} {self.splice!r}>"
+        return f"<Connection {self.facts.path} {self.splice!r}>"
 
     def start(self) -> None:
         """Both legs have their transports: pass on what came ahead of that."""
@@ -71,7 +72,9 @@ class Connection:
         self._run(self.splice.lost(side))
 
     def congested(self, side: Side) -> None:
-        """A leg takes no more: stop reading the other."""
+        """A leg takes no more: stop reading the other, unless both are only closing."""
+        if self.splice.ended is not None:
+            return
         self.splice.congested(side)
         self.legs[side.other].pause_reading()
 
