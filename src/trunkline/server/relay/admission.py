@@ -69,6 +69,11 @@ class Admitted:
     # The header that held the token that was taken; None when the query did, or nothing.
     token_header: str | None
 
+    @property
+    def path(self) -> str:
+        """Namespace and entity, for people."""
+        return f"{self.namespace.name}/{self.entity.name}"
+
 
 @dataclass(frozen=True, slots=True)
 class Arrival:

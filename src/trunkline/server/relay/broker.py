@@ -152,7 +152,9 @@ class Broker:
         facts = ChannelFacts(
             id=self._new_secret(),
             entity=admitted.entity.key,
+            path=admitted.path,
             host=host,
+            tracking_id=admitted.tracking_id,
             grant=admitted.grant,
             guid=admitted.guid,
             remote=exchange.remote,
@@ -197,7 +199,14 @@ class Broker:
             return
         self.channels.add(channel)
         exchange.upgrade(channel, subprotocol=_first(exchange.head.tokens("Sec-WebSocket-Protocol")))
-        log.info("listener %s on %s from %s", admitted.tracking_id, admitted.entity.name, exchange.remote[0])
+        log.info(
+            "listener %s on %s from %s by rule %s%s",
+            facts.tracking_id,
+            facts.path,
+            facts.remote[0],
+            facts.grant.rule,
+            ", parked" if channel.registration.parked else "",
+        )
 
     def _renew(self, channel: ControlChannel, token: str) -> None:
         try:
@@ -208,7 +217,14 @@ class Broker:
             channel.renewed(grant, self._on_clock(grant.expires_at))
 
     def _listener_ended(self, channel: ControlChannel, ended: core.Ended, *, teardown: bool) -> None:
-        log.info("listener %r ended: %s", channel, ended.reason)
+        facts = channel.facts
+        log.info(
+            "listener %s on %s ended after %.1f s: %s",
+            facts.tracking_id,
+            facts.path,
+            self._wall_clock() - facts.opened_at,
+            clean_phrase(ended.reason) or f"closed ({ended.code or 'no code'})",
+        )
         if channel.registration is not None:
             self.spawn(self.directory.unregister(channel.registration))
         if ended.loss and teardown:
@@ -256,12 +272,24 @@ class Broker:
 
     def join(self, meeting: Meeting, listener: str) -> Connection:
         """Make the connection of a sender and the listener that came for it."""
-        facts = ConnectionFacts(meeting.offer.tracking_id, meeting.offer.entity, listener, meeting.admitted.grant)
-        return self._splicing.join(facts, meeting.offer.limits, partial(self._ended, offer=meeting.offer))
+        offer, admitted = meeting.offer, meeting.admitted
+        facts = ConnectionFacts(offer.tracking_id, offer.entity, admitted.path, listener, admitted.grant)
+        return self._splicing.join(facts, offer.limits, partial(self._ended, offer=offer))
 
     def _ended(self, connection: Connection, *, offer: Offer) -> None:
         end = connection.splice.ended
-        log.info("connection %s ended: %s", offer.tracking_id, end.reason if end else "")
+        to_listener, to_sender = connection.splice.lanes
+        log.info(
+            "connection %s on %s ended after %.1f s, %d messages (%d bytes) to the listener, %d (%d) to the sender: %s",
+            offer.tracking_id,
+            connection.facts.path,
+            self._clock() - connection.started_at,
+            to_listener.messages,
+            to_listener.bytes,
+            to_sender.messages,
+            to_sender.bytes,
+            clean_phrase(end.reason) if end else "",
+        )
         self.spawn(self.directory.release(offer.ticket, offer.entity))
 
     def over(self, meeting: Meeting, *, joined: bool) -> None:

@@ -31,9 +31,11 @@ class Facts:
     """What a control channel hangs on."""
 
     id: str
-    # Id of the hybrid connection, and the host that the listener asked for.
+    # Id of the hybrid connection, its name for people, and the host that the listener asked for.
     entity: str
+    path: str
     host: str
+    tracking_id: str
     # What let it in; replaced when it renews its token.
     grant: Grant
     guid: str | None
@@ -85,7 +87,7 @@ class ControlChannel(asyncio.BufferedProtocol):
         self._running = False
 
     def __repr__(self) -> str:
-        return f"<ControlChannel entity={self.facts.entity} {self._machine!r}>"
+        return f"<ControlChannel {self.facts.path} {self._machine!r}>"
 
     # -- what the directory needs
 
