@@ -347,6 +347,9 @@ class Node:
             server.close()
         self.broker.abort()
         self.splicing.abort("the relay stopped")
+        # One turn of the loop, for a connection that was accepted this moment: its transport, aborted before it has
+        # begun, would begin all the same (aiofastnet 1.2) and leave the loop deaf on the next socket of that number.
+        await asyncio.sleep(0)
         for server in self._servers:
             # Also those that had ended and were only closing in order.
             server.abort_clients()  # type: ignore[attr-defined]  # of asyncio from 3.13 on; aiofastnet always has it
