@@ -92,9 +92,13 @@ class RawWebSocket:
 
     async def __aenter__(self) -> Self:
         """Raises Refused."""
-        async with asyncio.timeout(PATIENCE):
-            await self.connect()
-            await self.upgraded()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self.connect()
+                await self.upgraded()
+        except BaseException:
+            self.abort()
+            raise
         return self
 
     async def __aexit__(
@@ -132,7 +136,6 @@ class RawWebSocket:
         status_line, *lines = head.rstrip("\r\n").split("\r\n")
         _, status, phrase = (*status_line.split(" ", 2), "")[:3]
         if status != "101":
-            self.abort()
             raise Refused(int(status), phrase)
         for line in lines:
             name, _, value = line.partition(":")
