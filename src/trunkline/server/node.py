@@ -192,16 +192,19 @@ class Node:
         self.catalog.subscribe(self._changed)
         for work in (self.catalog.follow(self._store), self._watch_the_clock()):
             _ = self._watches.spawn(work)
-        await self._listen(self._admin, self.settings.admin_host, self.settings.admin_port, None)
+        await self._listen(self._admin, "admin_", None)
         context = None
         if self.settings.tls != "off":
             self._certificates = Certificates(self.settings, self.catalog)
             context = self._certificates.context
-        await self._listen(self._frontend, self.settings.host, self.settings.port, context)
+        await self._listen(self._frontend, "", context)
         self.phase = Phase.READY
         log.info("ready on %s", self.url)
 
-    async def _listen(self, frontend: Frontend, host: str, port: int, context: ssl.SSLContext | None) -> None:
+    async def _listen(self, frontend: Frontend, prefix: str, context: ssl.SSLContext | None) -> None:
+        """Open the port that the settings `{prefix}host` and `{prefix}port` say."""
+        host: str = getattr(self.settings, f"{prefix}host")
+        port: int = getattr(self.settings, f"{prefix}port")
         timeouts: dict[str, Any] = {}
         if context is not None:
             timeouts = {
@@ -220,9 +223,9 @@ class Node:
             )
         except OSError as error:
             remedy = {
-                errno.EADDRINUSE: "Another program has it, perhaps another node: stop that one, or choose another port",
-                errno.EACCES: "The system does not allow it: choose a port above 1023",
-            }.get(error.errno or 0, "Choose an address of this machine")
+                errno.EADDRINUSE: f"Another program has it, perhaps a node: stop that one, or set another {prefix}port",
+                errno.EACCES: f"The system does not allow it: set {prefix}port to one above 1023",
+            }.get(error.errno or 0, f"Set {prefix}host to an address of this machine")
             raise InvalidSetting(f"The node cannot listen on {host}:{port}: {error.strerror}. {remedy}") from error
         self._servers.append(server)
         self._ports.append(server.sockets[0].getsockname()[1])

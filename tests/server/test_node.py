@@ -1,0 +1,490 @@
+"""A whole node: how it starts, drains, stops and reloads, and what of it is left."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+import ssl
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from server.relay.peers import Peer, frame, handshake, target_of, until
+from trunkline.protocol import sas
+from trunkline.protocol.errors import EntityQuotaExceeded, InvalidSetting
+from trunkline.protocol.frames import Opcode
+from trunkline.protocol.sas import Right
+from trunkline.server import node as node_module
+from trunkline.server.config.declarative import (
+    Declaration,
+    DeclaredHybridConnection,
+    DeclaredNamespace,
+    DeclaredRule,
+)
+from trunkline.server.config.settings import NodeSettings
+from trunkline.server.entities.model import hybrid_connection_id, namespace_id
+from trunkline.server.entities.sqlite import SqliteStore
+from trunkline.server.entities.store import StoreLocked
+from trunkline.server.node import Node, Tasks
+from trunkline.server.status import Phase
+
+NAMESPACE = "myRelayNS"
+HOST = "myrelayns.localhost"
+
+
+def declared(*names: str, key: str | None = "secret-key", **limits: Any) -> Declaration:
+    """What a file with these hybrid connections says."""
+    rule = DeclaredRule("Root", frozenset(Right), key, key and f"{key}-2")
+    children = tuple(DeclaredHybridConnection(name, limits) for name in names or ("orders",))
+    return Declaration("trunkline.toml", (DeclaredNamespace(NAMESPACE, rules=(rule,), hybrid_connections=children),))
+
+
+def settings(**values: Any) -> NodeSettings:
+    return NodeSettings.model_validate({"port": 0, "admin_port": 0, "tls": "off", **values})
+
+
+def new_node(declaration: Declaration | None = None, **values: Any) -> Node:
+    """A node in memory that looks at its clock often."""
+    return Node(settings(**values), declaration or declared(), store=SqliteStore(":memory:"), tick=0.01)
+
+
+def token(path: str = "orders", key: str = "secret-key") -> str:
+    return sas.sign(sas.audience(HOST, path), "Root", key, expires_at=int(time.time()) + 3_600)
+
+
+async def asked(node: Node, path: str, method: str = "GET") -> tuple[int, Any]:
+    """What the admin port answers."""
+    async with await Peer.dial(node.admin_port) as peer:
+        peer.send(f"{method} {path} HTTP/1.1\r\nHost: admin\r\n\r\n".encode())
+        answer = await peer.answer()
+        body = await peer.to_end()
+    return answer.status, json.loads(body) if body else None
+
+
+async def dial(node: Node, action: str, path: str = "orders", tls: ssl.SSLContext | None = None) -> Peer:
+    peer = await Peer.dial(node.port, tls)
+    target = f"/$hc/{path}?sb-hc-action={action}"
+    peer.send(handshake(target, [("ServiceBusAuthorization", token(path))], host=f"{HOST}:{node.port}"))
+    return peer
+
+
+async def listener_on(node: Node, path: str = "orders") -> Peer:
+    peer = await dial(node, "listen", path)
+    assert (await peer.answer()).status == 101
+    return peer
+
+
+async def pair_on(node: Node, listener: Peer) -> tuple[Peer, Peer]:
+    sender = await dial(node, "connect")
+    leg = await Peer.dial(node.port)
+    leg.send(handshake(target_of((await listener.offer())["address"])))
+    assert (await leg.answer()).status == 101
+    assert (await sender.answer()).status == 101
+    return sender, leg
+
+
+async def can_talk(sender: Peer, leg: Peer) -> None:
+    sender.send_frame(Opcode.TEXT, b"hello")
+    assert await leg.message() == b"hello"
+    leg.send_frame(Opcode.TEXT, b"hello back")
+    assert await sender.message() == b"hello back"
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def nothing(node: Node) -> bool:
+    return not any(node.counts().values())
+
+
+@pytest.fixture(autouse=True)
+def short_farewell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that stops does not wait long for peers that have nothing to say."""
+    monkeypatch.setattr(node_module, "FAREWELL", 0.2)
+
+
+# -- start and stop
+
+
+async def test_a_node_that_has_started_serves_at_once_and_one_that_has_stopped_no_more() -> None:
+    node = new_node()
+    assert str(node.phase) == "starting"
+    async with node:
+        assert str(node.phase) == "ready"
+        assert node.url == f"http://localhost:{node.port}"
+        listener = await listener_on(node)
+        sender, leg = await pair_on(node, listener)
+        await can_talk(sender, leg)
+        assert node.counts()["connections"] == 1
+        assert repr(node).startswith("<Node ready {")
+        status, ready = await asked(node, "/readyz")
+        assert (status, ready["status"], ready["listeners"], ready["senders"]) == (200, "ready", 1, 1)
+        assert ready == {"status": "ready", **node.counts()}
+    assert str(node.phase) == "stopped"
+    assert nothing(node)
+    assert not is_listening(node.port) and not is_listening(node.admin_port)
+    assert (await listener.frame()).close.code == 1001
+    assert await sender.is_cut() and await leg.is_cut()
+    for peer in (listener, sender, leg):
+        await peer.leave()
+
+
+async def test_listeners_hear_of_a_stop_before_the_ports_close() -> None:
+    async with new_node() as node:
+        listener = await listener_on(node)
+        stopping = asyncio.get_running_loop().create_task(node.stop())
+        close = (await listener.frame()).close
+        assert (close.code, close.reason[:10]) == (1001, "ServerBusy")
+        # It comes back, and is held until the next node answers it: a refusal would make some clients try twice.
+        again = await dial(node, "listen")
+        await until(lambda: node.counts()["handshakes"] == 1)
+        assert not again.reader._buffer  # type: ignore[attr-defined]
+        listener.send_close(1001)
+        await listener.leave()
+        async with asyncio.timeout(1):
+            await stopping
+        assert await again.is_cut()
+        await again.leave()
+
+
+async def test_stopping_twice_is_stopping_once() -> None:
+    node = new_node()
+    await node.start()
+    await asyncio.gather(node.stop(), node.stop())
+    await node.stop()
+    await node.drain()
+    assert node.phase is Phase.STOPPED
+
+
+async def test_a_node_that_was_never_started_can_be_stopped() -> None:
+    node = new_node()
+    await node.stop()
+    assert nothing(node)
+
+
+async def test_connections_that_are_only_closing_do_not_outlive_the_node() -> None:
+    async with new_node() as node:
+        listener = await listener_on(node)
+        sender, leg = await pair_on(node, listener)
+        sender.send_close()
+        await leg.frame()
+        leg.send_close()
+        await sender.frame()
+        await until(lambda: not len(node.splicing))
+        # Neither has closed its socket yet.
+    for peer in (sender, leg):
+        async with asyncio.timeout(1):
+            assert await peer.to_end() == b""
+        await peer.leave()
+    listener.writer.transport.abort()
+
+
+async def test_a_port_that_is_taken_is_told_with_the_remedy_and_leaves_nothing_open(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for name in ("port", "admin_port"):
+            node = Node(settings(**{name: port, "data": tmp_path}), declared())
+            with pytest.raises(InvalidSetting) as caught:
+                async with node:
+                    raise AssertionError("it started")
+            text = caught.value.message
+            assert f"cannot listen on 127.0.0.1:{port}" in text
+            assert f"set another {name}" in text
+            assert all(not is_listening(each) for each in node._ports)
+    # The store was let go: the next node has it.
+    async with Node(settings(data=tmp_path), declared()) as node:
+        assert node.phase is Phase.READY
+
+
+async def test_an_address_of_another_machine_is_told() -> None:
+    with pytest.raises(InvalidSetting, match=r"cannot listen on 192\.0\.2\.1:0: .*Set admin_host to an address"):
+        async with new_node(admin_host="192.0.2.1"):
+            pass
+
+
+async def test_a_second_node_on_the_same_folder_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
+    async with Node(settings(data=tmp_path), declared()) as first:
+        with pytest.raises(StoreLocked):
+            async with Node(settings(data=tmp_path), declared()):
+                pass
+        listener = await listener_on(first)
+        await listener.leave()
+
+
+async def test_entities_and_generated_keys_outlive_the_node(tmp_path: Path) -> None:
+    rule = namespace_id(NAMESPACE)
+    async with Node(settings(data=tmp_path), declared(key=None)) as first:
+        before = first.catalog.get(rule)
+    async with Node(settings(data=tmp_path)) as second:
+        assert before is not None and second.catalog.get(rule) == before
+        assert before.rules[0].primary_key not in repr(second) + repr(before)
+
+
+# -- the admin port
+
+
+async def test_the_admin_port_answers_as_the_table_says() -> None:
+    async with new_node() as node:
+        assert await asked(node, "/healthz") == (200, {"status": "alive"})
+        assert (await asked(node, "/readyz?verbose"))[0] == 200
+        assert (await asked(node, "/nothing"))[0] == 404
+        assert (await asked(node, "/healthz", "POST"))[0] == 405
+        assert await asked(node, "/readyz", "HEAD") == (200, None)
+        # Entities are not served here, nor the node's state on the data port.
+        async with await Peer.dial(node.port) as peer:
+            peer.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await peer.answer()).status == 400
+
+
+# -- the clock
+
+
+async def test_deadlines_are_looked_at_while_the_node_runs() -> None:
+    async with new_node(declared(idle_timeout=0.05)) as node:
+        listener = await listener_on(node)
+        sender, leg = await pair_on(node, listener)
+        assert (await sender.frame()).close.reason.startswith("IdleTimeout")
+        assert (await leg.frame()).close.code == 1001
+        for peer in (sender, leg, listener):
+            await peer.leave()
+        await until(lambda: nothing(node))
+
+
+async def test_one_part_that_fails_does_not_stop_the_clock_of_the_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = new_node(declared(idle_timeout=0.05))
+    monkeypatch.setattr(node.broker, "tick", lambda now: 1 / 0)
+    async with node:
+        listener = await listener_on(node)
+        sender, leg = await pair_on(node, listener)
+        assert (await sender.frame()).close.code == 1001
+        assert "ZeroDivisionError" in caplog.text
+        for peer in (sender, leg, listener):
+            await peer.leave()
+
+
+# -- draining
+
+
+async def draining(node: Node) -> asyncio.Task[None]:
+    task = asyncio.get_running_loop().create_task(node.drain())
+    await until(lambda: node.phase is Phase.DRAINING)
+    return task
+
+
+async def test_a_node_that_drains_takes_nothing_new_and_waits_for_what_runs() -> None:
+    async with new_node() as node:
+        listener = await listener_on(node)
+        sender, leg = await pair_on(node, listener)
+        task = await draining(node)
+        assert (await asked(node, "/readyz"))[0] == 503
+        assert await asked(node, "/healthz") == (200, {"status": "alive"})
+        refused = await dial(node, "connect")
+        answer = await refused.answer()
+        assert (answer.status, answer.phrase[:11]) == (503, "ServerBusy:")
+        held = await dial(node, "listen")
+        for _ in range(5):
+            await can_talk(sender, leg)
+            await asyncio.sleep(0.01)
+        assert not task.done()
+        assert not held.reader._buffer  # type: ignore[attr-defined]
+        sender.send_close()
+        await leg.frame()
+        leg.send_close()
+        async with asyncio.timeout(2):
+            await task
+        assert len(node.broker.channels) == 1
+        for peer in (refused, held, sender, leg, listener):
+            await peer.leave()
+    assert nothing(node)
+
+
+async def test_a_sender_that_waits_is_waited_for() -> None:
+    async with new_node() as node:
+        listener = await listener_on(node)
+        waiting = await dial(node, "connect")
+        await listener.offer()
+        task = await draining(node)
+        for _ in range(5):
+            await asyncio.sleep(0.01)
+        assert not task.done()
+        await waiting.leave()
+        async with asyncio.timeout(2):
+            await task
+        await listener.leave()
+
+
+async def test_an_idle_node_is_drained_at_once() -> None:
+    async with new_node() as node:
+        async with asyncio.timeout(2):
+            await node.drain()
+        assert node.phase is Phase.DRAINING
+
+
+async def test_a_second_signal_ends_the_wait() -> None:
+    async with new_node() as node:
+        listener = await listener_on(node)
+        sender, leg = await pair_on(node, listener)
+        task = await draining(node)
+        node.hurry()
+        async with asyncio.timeout(2):
+            await task
+        await can_talk(sender, leg)
+        await listener.leave()
+    assert await sender.is_cut() and await leg.is_cut()
+    await sender.leave()
+    await leg.leave()
+
+
+async def test_draining_ends_after_its_time(caplog: pytest.LogCaptureFixture) -> None:
+    async with new_node(limits={"drain_timeout": 0.05}) as node:
+        listener = await listener_on(node)
+        sender, leg = await pair_on(node, listener)
+        async with asyncio.timeout(2):
+            await node.drain()
+        assert "connections are cut after 0.05 s" in caplog.text
+        for peer in (sender, leg, listener):
+            await peer.leave()
+
+
+# -- reloading
+
+
+async def test_reloading_brings_and_takes_entities_at_once() -> None:
+    async with new_node(declared("orders", "old")) as node:
+        kept, gone = await listener_on(node), await listener_on(node, "old")
+        await node.reload(declared("orders", "new"))
+        assert (await gone.frame()).close.code == 1001
+        new = await listener_on(node, "new")
+        sender, leg = await pair_on(node, kept)
+        refused = await dial(node, "listen", "old")
+        assert (await refused.answer()).status == 404
+        for peer in (kept, gone, new, sender, leg, refused):
+            await peer.leave()
+        assert node.catalog.get(hybrid_connection_id(namespace_id(NAMESPACE), "old")) is None
+
+
+async def test_a_reload_that_is_refused_changes_nothing() -> None:
+    async with new_node(limits={"max_hybrid_connections": 2}) as node:
+        listener = await listener_on(node)
+        with pytest.raises(EntityQuotaExceeded):
+            await node.reload(declared("a", "b", "c"))
+        sender, leg = await pair_on(node, listener)
+        await can_talk(sender, leg)
+        for peer in (sender, leg, listener):
+            await peer.leave()
+        await node.reload(None)
+
+
+async def test_reloading_reads_the_certificate_again(tmp_path: Path) -> None:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+
+    def issue() -> str:
+        issued = trustme.CA().issue_cert("localhost")
+        issued.private_key_pem.write_to_path(str(key))
+        issued.cert_chain_pems[0].write_to_path(str(certificate))
+        return certificate.read_text().strip()
+
+    async def shown() -> str:
+        return (await asyncio.to_thread(ssl.get_server_certificate, ("127.0.0.1", node.port))).strip()
+
+    first = issue()
+    async with new_node(tls={"certificate": certificate, "key": key}) as node:
+        assert node.url.startswith("https://")
+        assert node.ca_file is None
+        assert await shown() == first
+        second = issue()
+        assert await shown() == first
+        await node.reload(None)
+        assert await shown() == second
+
+
+async def test_a_development_node_speaks_tls_that_its_ca_file_vouches_for(tmp_path: Path) -> None:
+    async with new_node(tls="development", data=tmp_path) as node:
+        assert node.ca_file == tmp_path / "ca.pem"
+        context = ssl.create_default_context(cafile=str(node.ca_file))
+        context.check_hostname = False
+        listener = await dial(node, "listen", tls=context)
+        assert (await listener.answer()).status == 101
+        sender = await dial(node, "connect", tls=context)
+        assert (await listener.offer())["address"].startswith(f"wss://{HOST}:{node.port}/$hc/orders?")
+        await sender.leave()
+        await listener.leave()
+
+
+@pytest.mark.loop("uvloop")
+async def test_a_public_address_is_what_everybody_is_told() -> None:
+    async with new_node(public_url="https://relay.example:443") as node:
+        assert node.url == "https://relay.example:443"
+        listener = await listener_on(node)
+        sender = await dial(node, "connect")
+        assert (await listener.offer())["address"].startswith("wss://relay.example:443/$hc/orders?")
+        await sender.leave()
+        await listener.leave()
+
+
+# -- tasks
+
+
+async def test_a_task_that_fails_is_logged_and_takes_nobody_with_it(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail() -> None:
+        raise OSError("it broke")
+
+    done: list[str] = []
+
+    async def work() -> None:
+        await asyncio.sleep(0)
+        done.append("worked")
+
+    tasks = Tasks()
+    _ = tasks.spawn(fail()), tasks.spawn(work())
+    await tasks.finish(within=5)
+    assert done == ["worked"]
+    assert "it broke" in caplog.text
+
+
+async def test_tasks_and_what_they_begin_are_waited_for_and_then_cancelled() -> None:
+    tasks = Tasks()
+    done: list[str] = []
+
+    async def begin_another() -> None:
+        _ = tasks.spawn(work())
+
+    async def work() -> None:
+        done.append("worked")
+
+    _ = tasks.spawn(begin_another())
+    await tasks.finish(within=5)
+    assert done == ["worked"]
+    endless = tasks.spawn(asyncio.Event().wait())  # type: ignore[arg-type]
+    async with asyncio.timeout(5):
+        await tasks.finish(within=0.01)
+    assert endless.cancelled()
+    await tasks.finish(within=0)
+
+
+# -- secrets
+
+
+async def test_no_key_is_in_the_log_of_a_node(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with new_node() as node:
+        listener = await listener_on(node)
+        sender, leg = await pair_on(node, listener)
+        await node.reload(declared("orders", "more"))
+        sender.send(frame(Opcode.TEXT, b"hello"))
+        await leg.message()
+        for peer in (sender, leg, listener):
+            await peer.leave()
+    assert "trunkline.toml added hybrid connection myRelayNS/more" in caplog.text
+    assert "secret-key" not in caplog.text and "sig=" not in caplog.text
