@@ -309,6 +309,29 @@ async def test_a_node_that_drains_takes_nothing_new_and_waits_for_what_runs() ->
     assert nothing(node)
 
 
+async def test_the_last_bytes_of_a_connection_are_waited_for() -> None:
+    data = b"x" * 12_000_000
+    async with new_node() as node:
+        listener = await listener_on(node)
+        sender, slow = await pair_on(node, listener)
+        (connection,) = node.splicing
+        sender.send_close()
+        await slow.frame()
+        connection.legs[1].write(data)
+        slow.send_close()
+        await until(lambda: not len(node.splicing))
+        task = await draining(node)
+        for _ in range(5):
+            await asyncio.sleep(0.01)
+        assert not task.done()
+        assert (await slow.to_end())[: len(data)] == data
+        await slow.leave()
+        await sender.leave()
+        async with asyncio.timeout(2):
+            await task
+        await listener.leave()
+
+
 async def test_a_sender_that_waits_is_waited_for() -> None:
     async with new_node() as node:
         listener = await listener_on(node)

@@ -137,6 +137,8 @@ class Node:
         self._ports: list[int] = []
         # Set when a drain need not wait any longer.
         self._quiet = asyncio.Event()
+        # Seconds that listeners have to answer the Close of a node that stops.
+        self._patience = FAREWELL
         self.catalog = Catalog(preset=settings.preset, node_limits=settings.limits, domain=settings.domain)
         self._clock = asyncio.get_running_loop().time
         authorizer = Authorizer(self.catalog)
@@ -312,7 +314,9 @@ class Node:
                     look(self._clock())
                 except Exception:
                     log.exception("the node failed at %r", look)
-            if self.phase is Phase.DRAINING and not len(self.splicing) and not self.broker.waiting_senders:
+            # A connection that has ended may have its last bytes still to send.
+            busy = len(self.splicing) or self.splicing.unsent or self.broker.waiting_senders
+            if self.phase is Phase.DRAINING and not busy:
                 self._quiet.set()
 
     def _look_at_certificates(self, now: float) -> None:
@@ -338,13 +342,14 @@ class Node:
             log.warning("connections are cut after %g s of draining: %s", self._drain_timeout, self.counts())
 
     def hurry(self) -> None:
-        """Stop waiting in `drain`."""
+        """Wait for nobody any more: neither in `drain` nor, in `stop`, for listeners to answer their Close."""
+        self._patience = 0.0
         self._quiet.set()
 
     async def stop(self) -> None:
         """Stop at once what is left, in order; may be called twice, and after a start that failed."""
         self.broker.draining = True
-        await self.broker.close_channels(ServerBusy("ServerBusy: The relay is shutting down"), timeout=FAREWELL)
+        await self.broker.close_channels(ServerBusy("ServerBusy: The relay is shutting down"), timeout=self._patience)
         self.phase = Phase.STOPPED
         for server in self._servers:
             server.close()

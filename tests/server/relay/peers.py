@@ -447,6 +447,7 @@ class Relay:
             "channels": len(self.broker.channels),
             "waiting_senders": self.broker.waiting_senders,
             "connections": len(self.splicing),
+            "closing": len(self.splicing._closing),
             "handshakes": len(self.frontend.connections),
             "tasks": len(self._tasks),
         }

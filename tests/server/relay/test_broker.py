@@ -716,6 +716,19 @@ async def test_a_listener_that_waited_is_checked_again(nobody_is_parked: None) -
         await relay.quiet()
 
 
+async def test_no_time_counts_for_a_listener_while_it_waits_for_its_place(nobody_is_parked: None) -> None:
+    # The strict rule: whoever says nothing is lost.
+    async with Relay(max_listeners=1, ping_interval=0, control_idle_timeout=60) as relay:
+        first = await relay.listener()
+        waits = await relay.dial_listener()
+        await until(lambda: relay.directory.counts()["waiting_listeners"] == 1)
+        relay.pass_time(60)
+        assert (await first.frame()).close.code == 1011
+        assert (await waits.answer()).status == 101
+        relay.pass_time(59)
+        await relay.pair(waits)
+
+
 async def test_a_listener_whose_turn_comes_while_the_node_drains_is_held(nobody_is_parked: None) -> None:
     async with Relay(max_listeners=1) as relay:
         first = await relay.listener()

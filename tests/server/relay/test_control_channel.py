@@ -142,7 +142,7 @@ async def test_the_node_pings_and_a_pong_keeps_the_channel() -> None:
             ping = await listener.frame()
             assert ping.opcode is Opcode.PING
             listener.send_frame(Opcode.PONG, ping.payload)
-            await until(lambda: channel_of(relay)._machine.last_received_at == relay.clock.now)
+            await until(lambda: channel_of(relay).machine.last_received_at == relay.clock.now)
         await relay.pair(listener)
 
 

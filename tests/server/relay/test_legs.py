@@ -68,9 +68,10 @@ async def take_a_little(peer: Peer, leg: Leg) -> bytes:
 
 @pytest.mark.parametrize("tls", [False, True])
 async def test_a_closing_leg_sends_what_it_holds_to_a_slow_peer(tls: bool) -> None:
-    async with joined(tls=tls) as (relay, _, slow):
+    async with joined(tls=tls) as (relay, sender, slow):
         leg = holding(relay)
         assert leg._farewell is not None
+        assert (len(relay.splicing), relay.splicing.unsent) == (0, 1)
         got = await take_a_little(slow, leg)
         # The time is up, and something was taken: it goes on.
         leg._farewell._look()
@@ -80,6 +81,9 @@ async def test_a_closing_leg_sends_what_it_holds_to_a_slow_peer(tls: bool) -> No
         await slow.leave()
         await until(lambda: leg.transport is None)
         assert repr(leg) == "<Leg LISTENER closed>"
+        assert relay.splicing.unsent == 0
+        await sender.leave()
+        await until(lambda: not relay.splicing._closing)
 
 
 @pytest.mark.parametrize("tls", [False, True])

@@ -148,7 +148,6 @@ class Broker:
     async def _register(self, exchange: Exchange, admitted: Admitted) -> None:
         assert admitted.grant is not None
         host, port = split_authority(exchange.head.get("Host") or "")
-        now = self._clock()
         facts = ChannelFacts(
             id=self._new_secret(),
             entity=admitted.entity.key,
@@ -162,17 +161,8 @@ class Broker:
             user_agent=exchange.head.get("Relay-User-Agent") or exchange.head.get("User-Agent") or "",
             opened_at=self._wall_clock(),
         )
-        machine = core.RelayControlChannel(
-            limits=admitted.limits,
-            expires_at=self._on_clock(admitted.grant.expires_at),
-            now=now,
-            tracking_id=admitted.tracking_id,
-            ping_phase=self._new_phase(),
-            masker=self._masker,
-        )
         channel = ControlChannel(
             facts,
-            machine,
             clock=self._clock,
             on_token=self._renew,
             on_ended=partial(self._listener_ended, teardown=admitted.limits.on_listener_loss == "teardown"),
@@ -197,6 +187,16 @@ class Broker:
             # Refused, gone, or held like any other that comes now.
             await self.directory.unregister(channel.registration)
             return
+        channel.open(
+            core.RelayControlChannel(
+                limits=admitted.limits,
+                expires_at=self._on_clock(admitted.grant.expires_at),
+                now=self._clock(),
+                tracking_id=admitted.tracking_id,
+                ping_phase=self._new_phase(),
+                masker=self._masker,
+            )
+        )
         self.channels.add(channel)
         exchange.upgrade(channel, subprotocol=_first(exchange.head.tokens("Sec-WebSocket-Protocol")))
         log.info(
@@ -274,15 +274,17 @@ class Broker:
         """Make the connection of a sender and the listener that came for it."""
         offer, admitted = meeting.offer, meeting.admitted
         facts = ConnectionFacts(offer.tracking_id, offer.entity, admitted.path, listener, admitted.grant)
-        return self._splicing.join(facts, offer.limits, partial(self._ended, offer=offer))
+        # Not the offer: it holds the sender's headers, which nobody needs any more.
+        return self._splicing.join(facts, offer.limits, partial(self._ended, ticket=offer.ticket))
 
-    def _ended(self, connection: Connection, *, offer: Offer) -> None:
+    def _ended(self, connection: Connection, *, ticket: str) -> None:
+        facts = connection.facts
         end = connection.splice.ended
         to_listener, to_sender = connection.splice.lanes
         log.info(
             "connection %s on %s ended after %.1f s, %d messages (%d bytes) to the listener, %d (%d) to the sender: %s",
-            offer.tracking_id,
-            connection.facts.path,
+            facts.tracking_id,
+            facts.path,
             self._clock() - connection.started_at,
             to_listener.messages,
             to_listener.bytes,
@@ -290,7 +292,7 @@ class Broker:
             to_sender.bytes,
             clean_phrase(end.reason) if end else "",
         )
-        self.spawn(self.directory.release(offer.ticket, offer.entity))
+        self.spawn(self.directory.release(ticket, facts.entity))
 
     def over(self, meeting: Meeting, *, joined: bool) -> None:
         """A sender waits no longer."""

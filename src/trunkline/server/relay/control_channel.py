@@ -52,7 +52,6 @@ class ControlChannel(asyncio.BufferedProtocol):
 
     Args:
         facts: what it hangs on.
-        machine: its state machine.
         clock: seconds, monotonic.
         on_token: called with the text of a renewed token; answers by `renewed` or `refused`.
         on_ended: called once when the channel has ended; bytes may still leave.
@@ -62,7 +61,6 @@ class ControlChannel(asyncio.BufferedProtocol):
     def __init__(
         self,
         facts: Facts,
-        machine: core.RelayControlChannel,
         *,
         clock: Callable[[], float],
         on_token: Callable[[ControlChannel, str], None],
@@ -70,7 +68,8 @@ class ControlChannel(asyncio.BufferedProtocol):
         on_gone: Callable[[ControlChannel], None],
     ) -> None:
         self.facts = facts
-        self._machine = machine
+        # Its state machine. Made when it has its place: no time counts while it waits for one.
+        self._machine: core.RelayControlChannel | None = None
         self._clock = clock
         self._on_token = on_token
         self._on_ended = on_ended
@@ -87,7 +86,7 @@ class ControlChannel(asyncio.BufferedProtocol):
         self._running = False
 
     def __repr__(self) -> str:
-        return f"<ControlChannel {self.facts.path} {self._machine!r}>"
+        return f"<ControlChannel {self.facts.path} {self._machine or 'waiting'!r}>"
 
     # -- what the directory needs
 
@@ -117,25 +116,35 @@ class ControlChannel(asyncio.BufferedProtocol):
         )
         accept = Accept(address, offer.tracking_id, offer.headers, offer.remote)
         try:
-            self._run(self._machine.offer(accept))
+            self._run(self.machine.offer(accept))
         except ConnectionLost:
             return False
         return True
 
     # -- the transport
 
+    def open(self, machine: core.RelayControlChannel) -> None:
+        """It has its place, and its handshake is about to be answered."""
+        self._machine = machine
+
+    @property
+    def machine(self) -> core.RelayControlChannel:
+        """Its state machine; there is none before `open`."""
+        assert self._machine is not None
+        return self._machine
+
     def take_over(self, transport: asyncio.Transport, early: bytes) -> None:
         self._transport = transport
         transport.set_write_buffer_limits(BACKLOG)
         enable_keepalive(transport)
         if early:
-            self._run(self._machine.receive(early, self._clock()))
+            self._run(self.machine.receive(early, self._clock()))
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return RECEIVE_BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._run(self._machine.receive(bytes(RECEIVE_BUFFER[:nbytes]), self._clock()))
+        self._run(self.machine.receive(bytes(RECEIVE_BUFFER[:nbytes]), self._clock()))
 
     def eof_received(self) -> bool:
         return False
@@ -156,27 +165,27 @@ class ControlChannel(asyncio.BufferedProtocol):
         if self._farewell is not None:
             self._farewell.over()
         self._transport = None
-        self._run(self._machine.connection_lost(self._clock()))
+        self._run(self.machine.connection_lost(self._clock()))
         self._on_gone(self)
 
     # -- what the broker asks of it
 
     def tick(self, now: float) -> None:
         """Look at the clock; to be called about once a second."""
-        self._run(self._machine.tick(now))
+        self._run(self.machine.tick(now))
 
     def renewed(self, grant: Grant, expires_at: float) -> None:
         """The renewed token is good until `expires_at`, in seconds of the clock."""
         self.facts.grant = grant
-        self._run(self._machine.token_accepted(expires_at, self._clock()))
+        self._run(self.machine.token_accepted(expires_at, self._clock()))
 
     def refused(self, error: RelayError) -> None:
         """The renewed token is not good."""
-        self._run(self._machine.token_refused(error, self._clock()))
+        self._run(self.machine.token_refused(error, self._clock()))
 
     def close(self, error: RelayError, *, loss: bool) -> None:
         """Close it from this side; `loss` says whether its data connections go with it."""
-        self._run(self._machine.close(error, "", self._clock(), loss=loss))
+        self._run(self.machine.close(error, "", self._clock(), loss=loss))
 
     def abort(self) -> None:
         """Cut it."""

@@ -52,6 +52,11 @@ class Leg(asyncio.BufferedProtocol):
             state = "closing" if self.transport is not None else "closed"
         return f"<Leg {self.side.name} {state}>"
 
+    @property
+    def unsent(self) -> int:
+        """Bytes that it holds for its peer."""
+        return 0 if self.transport is None else self.transport.get_write_buffer_size()
+
     def take_over(self, transport: asyncio.Transport, early: bytes) -> None:
         if self.connection.splice.ended is not None:
             # The other leg was lost before this one was there: nobody would ever end it.

@@ -36,7 +36,7 @@ class Facts:
 class Connection:
     """A sender and a listener, joined."""
 
-    __slots__ = ("_clock", "_on_end", "facts", "legs", "splice", "started_at")
+    __slots__ = ("_clock", "_on_end", "_on_gone", "facts", "legs", "splice", "started_at")
 
     def __init__(
         self,
@@ -46,10 +46,12 @@ class Connection:
         clock: Callable[[], float],
         masker: Masker,
         on_end: Callable[[Connection], None],
+        on_gone: Callable[[Connection], None],
     ) -> None:
         self.facts = facts
         self._clock = clock
         self._on_end = on_end
+        self._on_gone = on_gone
         self.started_at = clock()
         self.splice = Splice(limits=limits, tracking_id=facts.tracking_id, now=self.started_at, masker=masker)
         # legs[side]; both exist before the first of them is read.
@@ -70,6 +72,8 @@ class Connection:
     def lost(self, side: Side) -> None:
         """A leg is gone."""
         self._run(self.splice.lost(side))
+        if self.splice.ended is not None and all(leg.transport is None for leg in self.legs):
+            self._on_gone(self)
 
     def congested(self, side: Side) -> None:
         """A leg takes no more: stop reading the other, unless both are only closing."""
@@ -120,6 +124,8 @@ class Splicing:
         self._masker = masker
         # Keys only, in the order of their beginning. Not by tracking id: a sender chooses its own.
         self._connections: dict[Connection, None] = {}
+        # Those that have ended, until both sockets are closed.
+        self._closing: set[Connection] = set()
 
     def __repr__(self) -> str:
         return f"<Splicing connections={len(self._connections)}>"
@@ -129,6 +135,11 @@ class Splicing:
 
     def __iter__(self) -> Iterator[Connection]:
         return iter(list(self._connections))
+
+    @property
+    def unsent(self) -> int:
+        """Connections that have ended and still have something to send."""
+        return sum(any(leg.unsent for leg in connection.legs) for connection in self._closing)
 
     def join(self, facts: Facts, limits: Limits, on_end: Callable[[Connection], None]) -> Connection:
         """Make a connection whose two legs are ready to take their transports over.
@@ -141,9 +152,17 @@ class Splicing:
 
         def ended(connection: Connection) -> None:
             del self._connections[connection]
+            self._closing.add(connection)
             on_end(connection)
 
-        connection = Connection(facts, limits, clock=self._clock, masker=self._masker, on_end=ended)
+        connection = Connection(
+            facts,
+            limits,
+            clock=self._clock,
+            masker=self._masker,
+            on_end=ended,
+            on_gone=self._closing.discard,
+        )
         self._connections[connection] = None
         return connection
 
