@@ -7,6 +7,7 @@
 #   make lint         everything that is checked without running: style, types, import directions
 #   make fix          let the formatter and linter change what they can
 #   make bench        measure; prints numbers, checks nothing
+#   make docs         write the pages of docs/ that are made from tables in the code
 #   make lock         renew requirements.lock from pyproject.toml
 #   make clean        remove what was made
 #
@@ -17,7 +18,7 @@ BIN    := .venv/bin
 READY  := .venv/.ready
 ARGS   ?=
 
-.PHONY: run test test-slow lint fix bench lock clean
+.PHONY: run test test-slow lint fix bench docs lock clean
 .DEFAULT_GOAL := test
 
 $(READY): requirements.lock pyproject.toml
@@ -29,7 +30,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 run: $(READY)
-	@$(BIN)/python examples/first_exchange.py $(if $(ONCE),--once)
+	@$(BIN)/trunkline emulator --demo $(if $(ONCE),--once) --data .cache/emulator $(ARGS)
 
 # The protocol core is measured from its own tests alone: what only an e2e test reaches counts as not covered.
 test: $(READY)
@@ -43,7 +44,7 @@ test-slow: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy $(wildcard src tests examples benchmarks)
+	$(BIN)/mypy $(wildcard src tests examples benchmarks docs)
 	$(BIN)/lint-imports
 
 fix: $(READY)
@@ -52,6 +53,9 @@ fix: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+docs: $(READY)
+	@$(BIN)/python docs/generate.py
 
 # The lock file holds versions and hashes and no address, so it installs from whatever index pip is set to use.
 lock:

@@ -1,1 +1,114 @@
-"""The command line."""
+"""The command line: ``trunkline COMMAND``.
+
+Each command is a module whose function `command` has the options as its parameters. Only the module of the command
+that was asked for is imported, so that ``trunkline --help`` is fast.
+
+    serve, emulator             a node in this process                    node_process, settings_options, guide
+    listen, connect             the two sides of a connection             credentials, standard_streams
+    connection-string, token    what others need to get in                credentials, rules
+    failure                     every error as one line and its remedy
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from trunkline._version import __version__
+from trunkline.cli.failure import explain
+
+#: Every command: its module in this package, and the line that says what it does.
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "serve": ("serve", "Run a relay node."),
+    "emulator": ("emulator", "Run a local relay that is ready to use, for developing and testing."),
+    "listen": ("listen", "Listen on a hybrid connection: echo, print, or answer from standard input."),
+    "connect": ("connect", "Connect to a listener: standard input there, what it sends to standard output."),
+    "connection-string": ("connection_string", "Print a connection string."),
+    "token": ("token", "Print a token, a shared access signature."),
+}
+
+EXIT_STATUS = """\b
+Exit status:
+  0    it worked
+  1    it failed, or the connection ended abnormally
+  2    wrong usage: an option, a setting, a file or a connection string
+  130  ended by Ctrl-C
+  143  ended by SIGTERM"""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and exit with its status; an error is one line on stderr and what to do about it."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and give its exit status."""
+    # Completion of the shell says on its own what it wants to know of which command.
+    wanted = None if "_TRUNKLINE_COMPLETE" in os.environ else _first_word(arguments)
+    try:
+        status = application(wanted)(args=list(arguments), prog_name="trunkline", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except typer.Exit as exit:
+        return exit.exit_code
+    except BaseException as error:
+        if isinstance(error, SystemExit | GeneratorExit):
+            raise
+        failure = explain(error)
+        failure.show()
+        return failure.status
+    return status if isinstance(status, int) else 0
+
+
+def application(wanted: str | None = None) -> typer.Typer:
+    """The command tree.
+
+    Args:
+        wanted: the command to import; of the others only name and summary are known then. None: import all.
+    """
+    terminal = sys.stdout.isatty()
+    app = typer.Typer(
+        help=f"Trunkline: a self-hosted relay that speaks the Azure Relay protocols.\n\n{_EXAMPLES}\n\n{EXIT_STATUS}",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich" if terminal else None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    for name, (module, summary) in COMMANDS.items():
+        if wanted in (None, name):
+            command = importlib.import_module(f"trunkline.cli.{module}").command
+            text = f"{inspect.cleandoc(command.__doc__)}\n\n{EXIT_STATUS}"
+            app.command(name, help=text, short_help=summary, no_args_is_help=False)(command)
+        else:
+            app.command(name, short_help=summary)(_not_imported)
+    return app
+
+
+_EXAMPLES = """\b
+Examples:
+  trunkline emulator            a relay on this machine, ready to use
+  trunkline listen --help       what a command does, with examples"""
+
+
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(f"trunkline {__version__}")
+        raise typer.Exit
+
+
+def _not_imported() -> None:
+    """Stands for a command that is only listed."""
+    raise AssertionError("a command was run that had not been asked for")
+
+
+def _first_word(arguments: Sequence[str]) -> str:
+    return next((argument for argument in arguments if not argument.startswith("-")), "")

@@ -1,0 +1,148 @@
+"""``trunkline emulator``: a node in one command, for one computer."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import ipaddress
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trunkline.cli import guide
+from trunkline.cli.event_loop import run
+from trunkline.cli.failure import usage
+from trunkline.cli.node_process import NodeProcess, log_to_stderr
+from trunkline.cli.settings_options import flags, with_settings
+from trunkline.protocol import connection_string
+from trunkline.protocol.limits import LIMITS
+from trunkline.protocol.sas import Right
+from trunkline.server.config.declarative import (
+    Declaration,
+    DeclaredHybridConnection,
+    DeclaredNamespace,
+    DeclaredRule,
+)
+from trunkline.server.config.settings import load
+from trunkline.server.node import Node
+
+NAMESPACE = "emulator"
+MANAGE_RULE = "RootManageSharedAccessKey"
+LISTEN_RULE = "listen"
+SEND_RULE = "send"
+
+# In front of the two commands that a newcomer types next, the demonstration has a hybrid connection of its own.
+DEMO = "demo"
+
+_HELP_OF_HOST = "loopback address to bind to: the keys are well known"
+
+
+def well_known_key(rule: str) -> str:
+    """The key of a rule of every emulator: the same everywhere, so that it can be written into a test."""
+    return base64.b64encode(hashlib.sha256(f"trunkline emulator {rule}".encode()).digest()).decode()
+
+
+@with_settings(["port", "admin_port", "tls", "preset", *LIMITS])
+def command(
+    hybrid_connection: Annotated[
+        list[str] | None,
+        typer.Option("--hybrid-connection", "-n", metavar="NAME", help="To be there; repeatable. [default: test]"),
+    ] = None,
+    host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help=_HELP_OF_HOST)] = "127.0.0.1",
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="DIR", help="Folder for the CA and the entities. [default: in your home]"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Say what clients need as one line of JSON.")] = False,
+    demo: Annotated[bool, typer.Option("--demo", help="Also relay an exchange with a listener of its own.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="With --demo: end after the exchange.")] = False,
+    **settings: str | None,
+) -> None:
+    """Run a local relay that is ready to use, for developing and testing.
+
+    It has a namespace, a hybrid connection, well-known keys and, for TLS, an authority of its own that is kept in the
+    data folder, so that clients need to trust it only once. Bound to this computer alone.
+
+    \b
+    Examples:
+      trunkline emulator
+      trunkline emulator --preset azure --hybrid-connection orders --hybrid-connection bills
+      trunkline emulator --port 0 --json        a free port, for scripts
+    """
+    if not _is_loopback(host):
+        raise usage(
+            f"The emulator binds to this computer alone, and {host} is not a loopback address",
+            "leave --host out; for a relay that others reach use trunkline serve",
+        )
+    if once and not demo:
+        raise usage("--once goes with --demo", "add --demo")
+    names = [name.strip("/") for name in hybrid_connection or ["test"]]
+    if demo:
+        names = [DEMO, *(name for name in names if name != DEMO)]
+    folder = data or Path(typer.get_app_dir("trunkline")) / "emulator"
+    process_settings = load(None, {**flags(settings), "host": host, "data": str(folder.absolute())})
+    declaration = declare(names)
+    log_to_stderr()
+
+    async def emulate() -> None:
+        process = NodeProcess(process_settings, declaration)
+
+        async def beside(node: Node) -> None:
+            facts = facts_of(node, names)
+            if demo:
+                from trunkline.cli.demo import exchange
+
+                await exchange(node, facts, DEMO)
+            if once:
+                process.stop()
+            elif as_json:
+                print(json.dumps(facts.as_json()), flush=True)
+            else:
+                print(guide.text(facts), flush=True)
+
+        await process.run(beside)
+
+    run(emulate())
+
+
+def declare(names: list[str]) -> Declaration:
+    """The emulator's namespace, rules and hybrid connections."""
+    rules = tuple(
+        DeclaredRule(name, frozenset(rights), well_known_key(name), well_known_key(f"{name} secondary"))
+        for name, rights in (
+            (MANAGE_RULE, (Right.LISTEN, Right.SEND, Right.MANAGE)),
+            (LISTEN_RULE, (Right.LISTEN,)),
+            (SEND_RULE, (Right.SEND,)),
+        )
+    )
+    entities = tuple(DeclaredHybridConnection(name) for name in names)
+    return Declaration("emulator", (DeclaredNamespace(NAMESPACE, rules=rules, hybrid_connections=entities),))
+
+
+def facts_of(node: Node, names: list[str]) -> guide.Facts:
+    """What clients need to know of a running emulator."""
+
+    def build(rule: str, path: str | None) -> str:
+        return connection_string.build(
+            "localhost", port=node.port, key_name=rule, key=well_known_key(rule), entity_path=path
+        )
+
+    return guide.Facts(
+        url=node.url,
+        admin_url=f"http://127.0.0.1:{node.admin_port}",
+        hybrid_connections=names,
+        # The last one: a demonstration has the first for itself.
+        listen_connection_string=build(LISTEN_RULE, names[-1]),
+        send_connection_string=build(SEND_RULE, names[-1]),
+        manage_connection_string=build(MANAGE_RULE, None),
+        ca_file=None if node.ca_file is None else str(node.ca_file),
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,59 @@
+"""Runs a command's coroutine: on uvloop where there is one, ended in order by Ctrl-C and SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import typer
+
+#: Names the event loop for one run: ``asyncio`` or ``uvloop``; unset: the better one that is there.
+LOOP_VARIABLE = "TRUNKLINE_EVENT_LOOP"
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    """Run `work` to its end; SIGTERM cancels it and exits with 143, Ctrl-C with 130."""
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_ended_by_sigterm(work))
+
+
+async def _ended_by_sigterm(work: Coroutine[Any, Any, None]) -> None:
+    terminated = False
+
+    def terminate() -> None:
+        nonlocal terminated
+        terminated = True
+        if task is not None:
+            task.cancel()
+
+    task = asyncio.current_task()
+    on_signal(signal.SIGTERM, terminate)
+    try:
+        await work
+    except asyncio.CancelledError:
+        if terminated:
+            raise typer.Exit(143) from None
+        raise
+
+
+def on_signal(number: int, callback: Callable[[], None]) -> None:
+    """Call `callback` in the loop for each such signal; where loops know no signals (Windows), Python's own way."""
+    loop = asyncio.get_running_loop()
+    try:
+        loop.add_signal_handler(number, callback)
+    except NotImplementedError:
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(callback))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if os.environ.get(LOOP_VARIABLE) == "asyncio" or sys.platform == "win32":
+        return None
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

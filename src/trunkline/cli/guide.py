@@ -1,0 +1,88 @@
+"""What the emulator tells a newcomer: how to get in, how to trust it, what to type next."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a client of the emulator needs."""
+
+    url: str
+    admin_url: str
+    hybrid_connections: list[str]
+    listen_connection_string: str
+    send_connection_string: str
+    manage_connection_string: str
+    # None without TLS.
+    ca_file: str | None
+
+    def as_json(self) -> dict[str, object]:
+        """The same for programs."""
+        return asdict(self)
+
+
+def trust(ca_file: str) -> list[tuple[str, str]]:
+    """How to trust the authority, by platform; the certificate is made for localhost."""
+    file = shlex.quote(ca_file)
+    return [
+        ("Python", f"ssl.create_default_context(cafile={ca_file!r}), or SSL_CERT_FILE={file}"),
+        ("Node", f"NODE_EXTRA_CA_CERTS={file} node app.js"),
+        (
+            "Java",
+            f"keytool -importcert -noprompt -alias trunkline -file {file} -keystore trust.p12 -storepass trunkline"
+            " && java -Djavax.net.ssl.trustStore=trust.p12 -Djavax.net.ssl.trustStorePassword=trunkline ...",
+        ),
+        (".NET", f"SSL_CERT_FILE={file} dotnet run (Linux); elsewhere add the file to the system's trusted roots"),
+    ]
+
+
+def next_lines(facts: Facts) -> list[str]:
+    """Two commands for another terminal, to be typed as they are."""
+    program = _program()
+    ca = "--no-tls" if facts.ca_file is None else f"--ca {shlex.quote(facts.ca_file)}"
+    return [
+        f"{program} listen {ca} --connection-string {shlex.quote(facts.listen_connection_string)}",
+        f"echo hello | {program} connect {ca} --connection-string {shlex.quote(facts.send_connection_string)}",
+    ]
+
+
+def text(facts: Facts) -> str:
+    """The whole page."""
+    lines = [
+        f"The emulator is ready on {facts.url} (this computer only). Its keys are well known: never use it for more.",
+        "",
+        f"hybrid connections  {', '.join(facts.hybrid_connections)}",
+        f"to listen           {facts.listen_connection_string}",
+        f"to send             {facts.send_connection_string}",
+        f"health              {facts.admin_url}/readyz",
+    ]
+    if facts.ca_file is not None:
+        lines += [f"CA file             {facts.ca_file}", "", "To trust it:"]
+        lines += [f"  {platform:7} {how}" for platform, how in trust(facts.ca_file)]
+    lines += [
+        "",
+        "Type next, in two other terminals:",
+        *(f"  {line}" for line in next_lines(facts)),
+        "",
+        "Ctrl-C ends.",
+    ]
+    return "\n".join(lines)
+
+
+def _program() -> str:
+    """How this program was called, in a form that works from another terminal in the same folder."""
+    called = Path(sys.argv[0])
+    if called.name != "trunkline":
+        return f"{shlex.quote(sys.executable)} -m trunkline"
+    found = shutil.which("trunkline")
+    if found is not None and Path(found).resolve() == called.resolve():
+        return "trunkline"
+    relative = os.path.relpath(called)
+    return shlex.quote(str(called) if relative.startswith("..") else relative)

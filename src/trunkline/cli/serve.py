@@ -1,0 +1,54 @@
+"""``trunkline serve``: a relay node."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trunkline.cli.event_loop import run
+from trunkline.cli.node_process import NodeProcess, log_to_stderr
+from trunkline.cli.settings_options import flags, with_settings
+from trunkline.server.config import declarative
+from trunkline.server.config.settings import SETTINGS, load
+from trunkline.server.node import Node
+
+
+@with_settings(SETTINGS)
+def command(
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", "-c", metavar="FILE", help="Declarative file: settings and entities (trunkline.toml)."
+        ),
+    ] = None,
+    **settings: str | None,
+) -> None:
+    """Run a relay node.
+
+    Settings come from options, TRUNKLINE_... variables, the [node] table of the file and defaults, the nearest first.
+    SIGTERM and Ctrl-C drain the node, a second one stops it at once. SIGHUP applies the file again and reads
+    certificates anew; settings of [node] need a restart.
+
+    \b
+    Examples:
+      trunkline serve --config trunkline.toml
+      trunkline serve -c trunkline.toml --host 0.0.0.0 --port 443 --tls-certificate relay.pem --tls-key relay.key
+      TRUNKLINE_MAX_SENDERS=100 trunkline serve -c trunkline.toml
+    """
+    declaration = None if config is None else declarative.read(config)
+    process_settings = load(declaration, flags(settings))
+    log_to_stderr()
+
+    async def announce(node: Node) -> None:
+        print(f"ready on {node.url}, admin on port {node.admin_port}", file=sys.stderr, flush=True)
+
+    async def serve() -> None:
+        process = NodeProcess(
+            process_settings, declaration, reread=None if config is None else lambda: declarative.read(config)
+        )
+        await process.run(announce)
+
+    run(serve())

@@ -1,0 +1,62 @@
+"""The settings of a node as command line options: made from the one table, so that none is missing or differs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from trunkline.server.config.settings import SETTINGS, Setting
+
+#: A certificate and its key are two options for the one setting ``tls``.
+_TLS_FILES = {
+    "tls_certificate": "certificate file (PEM), with --tls-key; instead of --tls",
+    "tls_key": "key file (PEM) of --tls-certificate",
+}
+
+
+def with_settings(names: Collection[str], *, defaults: Mapping[str, object] | None = None) -> Callable[..., Any]:
+    """Give a command the settings `names` as options; it gets those that were used in its `**settings`.
+
+    Args:
+        names: of the settings, in the order of `--help`.
+        defaults: what the command sets when an option is not given, to be shown instead of the node's default.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        own = [
+            parameter
+            for parameter in inspect.signature(command, eval_str=True).parameters.values()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        made = [_parameter(SETTINGS[name], (defaults or {}).get(name, SETTINGS[name].default)) for name in names]
+        if "tls" in names:
+            made += [_option(name, f"--{name.replace('_', '-')}", text, "FILE") for name, text in _TLS_FILES.items()]
+        command.__signature__ = inspect.Signature([*own, *made])  # type: ignore[attr-defined]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *made)}
+        return command
+
+    return decorate
+
+
+def flags(used: Mapping[str, str | None]) -> dict[str, object]:
+    """What `trunkline.server.config.settings.load` takes: the settings by name, files of TLS as one."""
+    found: dict[str, object] = {name: value for name, value in used.items() if name not in _TLS_FILES}
+    certificate, key = used.get("tls_certificate"), used.get("tls_key")
+    if certificate is not None or key is not None:
+        found["tls"] = {
+            name: value for name, value in (("certificate", certificate), ("key", key)) if value is not None
+        }
+    return found
+
+
+def _parameter(setting: Setting, default: object) -> inspect.Parameter:
+    shown = "none" if default is None else f"{default:g}" if isinstance(default, float) else str(default).lower()
+    return _option(setting.name, setting.flag, f"{setting.help} [default: {shown}]", "VALUE")
+
+
+def _option(name: str, flag: str, help: str, metavar: str) -> inspect.Parameter:
+    annotation = Annotated[str | None, typer.Option(flag, help=help, metavar=metavar, show_default=False)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
