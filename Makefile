@@ -36,7 +36,7 @@ run: $(READY)
 test: $(READY)
 	$(BIN)/python -m coverage run -m pytest -q tests/protocol
 	$(BIN)/python -m coverage report --fail-under=100
-	$(BIN)/python -m pytest -q -m "not slow" --ignore=tests/protocol $(ARGS)
+	$(BIN)/python -m pytest -q -n auto -m "not slow" --ignore=tests/protocol $(ARGS)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
