@@ -47,7 +47,7 @@ from trunkline.server.entities.sqlite import SqliteStore
 from trunkline.server.entities.store import EntityStore
 from trunkline.server.relay.admission import Admission
 from trunkline.server.relay.broker import Broker
-from trunkline.server.relay.frontend import Exchange, Frontend
+from trunkline.server.relay.frontend import TLS_READ_SIZE, Exchange, Frontend
 from trunkline.server.relay.listeners import LocalDirectory
 from trunkline.server.relay.splicing import Splicing
 from trunkline.server.status import Phase, answer
@@ -207,11 +207,12 @@ class Node:
         """Open the port that the settings `{prefix}host` and `{prefix}port` say."""
         host: str = getattr(self.settings, f"{prefix}host")
         port: int = getattr(self.settings, f"{prefix}port")
-        timeouts: dict[str, Any] = {}
+        tls_options: dict[str, Any] = {}
         if context is not None:
-            timeouts = {
+            tls_options = {
                 "ssl_handshake_timeout": TLS_HANDSHAKE_TIMEOUT,
                 "ssl_shutdown_timeout": TLS_SHUTDOWN_TIMEOUT,
+                "ssl_incoming_bio_size": TLS_READ_SIZE,
             }
         try:
             server = await aiofastnet.create_server(
@@ -221,7 +222,7 @@ class Node:
                 port,
                 ssl=context,
                 backlog=BACKLOG,
-                **timeouts,
+                **tls_options,
             )
         except OSError as error:
             remedy = {

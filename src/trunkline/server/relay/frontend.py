@@ -45,11 +45,14 @@ EARLY_LIMIT = 65_536
 # Seconds for a refused peer to read its answer and close.
 LINGER = 2.0
 
+# What a TLS transport reads from its socket at once: sixteen full records.
+TLS_READ_SIZE = 16 * (16_384 + 64)
+
 # One receive buffer for every connection of the loop: an idle connection owns none. asyncio calls `get_buffer` and
 # `buffer_updated` back to back, so what lies in it is taken out before anybody else writes there. It takes all that a
-# TLS transport can have decrypted at once (aiofastnet: 263,168 bytes): what is left over there when the transport is
-# paused is not delivered after it is resumed, unless more arrives from the network.
-RECEIVE_BUFFER = memoryview(bytearray(270_336))
+# TLS transport can have decrypted: what aiofastnet has left over when it is paused is not delivered after it is
+# resumed, unless more arrives from the network.
+RECEIVE_BUFFER = memoryview(bytearray(TLS_READ_SIZE))
 
 
 @dataclass(frozen=True, slots=True)
