@@ -66,7 +66,7 @@ In a file these are keys of the table `[node]`.
     text += table(("key", "default", "meaning", "variable and flag"), map(_setting_row, rows))
     text += """
 With files, `tls` is `{ certificate = "FILE", key = "FILE" }` in the declarative file. In the environment it is
-`TRUNKLINE_TLS__CERTIFICATE` with `TRUNKLINE_TLS__KEY`.
+`TRUNKLINE_TLS__CERTIFICATE` with `TRUNKLINE_TLS__KEY`, and among the flags `--tls-certificate` with `--tls-key`.
 
 ## Limits
 
