@@ -10,7 +10,7 @@ import pytest
 
 from e2e.echo_listener import EchoProgram, echo_listener, who_answers
 from e2e.quiet_node import quiet_node
-from e2e.raw_websocket import RawWebSocket, refusal
+from e2e.raw_websocket import PING, PONG, TEXT, RawWebSocket, refusal
 from trunkline.protocol.errors import ConnectionLost, ConnectionNotEstablished
 from trunkline.sdk import HybridConnectionListener
 from trunkline.testing import RelayNode
@@ -20,6 +20,15 @@ pytestmark = pytest.mark.loop("uvloop")
 
 async def listen_in_order(node: RelayNode, stack: AsyncExitStack, *names: str) -> list[HybridConnectionListener]:
     return [await stack.enter_async_context(echo_listener(node, name)) for name in names]
+
+
+async def offers_so_far(listener: RawWebSocket) -> int:
+    """How many senders it was told of, to this moment and since it was last asked."""
+    await listener.send(PING)
+    offers = 0
+    while (frame := await listener.receive()).opcode != PONG:
+        offers += frame.opcode == TEXT
+    return offers
 
 
 # --- one is active, the others stand by
@@ -76,17 +85,30 @@ async def test_next_sender_is_served_by_the_second_listener_when_the_first_is_ki
 
 async def test_listener_that_lets_two_senders_wait_in_vain_is_deposed_and_the_second_of_them_is_served() -> None:
     async with quiet_node(rendezvous_timeout=0.3) as node, AsyncExitStack() as stack:
-        # It reads its offers, and never comes.
-        await stack.enter_async_context(RawWebSocket(node.listen_url(), token=node.token()))
+        hanging = await stack.enter_async_context(RawWebSocket(node.listen_url(), token=node.token()))
         await listen_in_order(node, stack, "second")
         refused = await refusal(node.connect_url(), token=node.token())
         assert refused.status == 504 and refused.phrase.startswith("ConnectionNotEstablished: ")
+        assert await offers_so_far(hanging) == 1
         begun = time.monotonic()
         assert await who_answers(node.client()) == "second"
-        assert 0.2 < time.monotonic() - begun < 3  # it waited for the first one, and then was served all the same
-        begun = time.monotonic()
+        assert time.monotonic() - begun > 0.2  # it waited for the first one, and then was served all the same
+        assert await offers_so_far(hanging) == 1
         assert [await who_answers(node.client()) for _ in range(3)] == ["second"] * 3
-        assert time.monotonic() - begun < 0.3  # nobody waits for the first one any more
+        assert await offers_so_far(hanging) == 0
+
+
+@pytest.mark.parametrize("policy", ["round-robin", "balanced"])
+async def test_listener_that_hangs_is_passed_over_under_other_policies_too(policy: str) -> None:
+    async with quiet_node(listener_policy=policy, rendezvous_timeout=0.2) as node, AsyncExitStack() as stack:
+        hanging = await stack.enter_async_context(RawWebSocket(node.listen_url(), token=node.token()))
+        await listen_in_order(node, stack, "second")
+        with pytest.raises(ConnectionNotEstablished):
+            for _ in range(100):
+                await who_answers(node.client())
+        # From now on everybody is served, the next one that comes to it after some waiting, the others at once.
+        assert [await who_answers(node.client()) for _ in range(60)] == ["second"] * 60
+        assert await offers_so_far(hanging) == 2
 
 
 async def test_listener_whose_process_is_frozen_is_deposed() -> None:

@@ -9,6 +9,7 @@ import struct
 from typing import Any
 
 import pytest
+import trustme
 
 from e2e.echo_listener import echo_listener, who_answers
 from e2e.quiet_node import quiet_node
@@ -72,6 +73,24 @@ async def test_client_that_knows_nothing_newer_than_tls_1_1_is_refused(version: 
     async with quiet_node(tls=True) as node:
         # asyncio's transports, of whatever make, end a handshake that failed without sending the alert.
         assert await answer_to_hello(node.port, version) in (None, (ALERT, bytes([FATAL, PROTOCOL_VERSION])))
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1:DeprecationWarning")
+@pytest.mark.parametrize("version", [0, 1, 2])
+def test_server_that_knew_nothing_better_would_answer_these_hellos(version: int) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("localhost").configure_cert(context)
+    context.minimum_version = ssl.TLSVersion.TLSv1
+    context.set_ciphers("DEFAULT@SECLEVEL=0")
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    incoming.write(client_hello(version))
+    try:
+        context.wrap_bio(incoming, outgoing, server_side=True).do_handshake()
+    except ssl.SSLWantReadError:
+        answer = outgoing.read()
+        assert answer[0] == HANDSHAKE and answer[5] == SERVER_HELLO and answer[9:11] == bytes([3, version + 1])
+    except ssl.SSLError as error:
+        pytest.skip(f"this OpenSSL speaks no TLS 1.{version}: {error}")
 
 
 @pytest.mark.loop("uvloop")
