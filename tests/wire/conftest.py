@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from wire.node_script import NodeScript
 
 HERE = Path(__file__).parent
