@@ -136,6 +136,13 @@ class _PausedLater:
         asyncio.get_running_loop().call_soon(self._transport.resume_reading)
 
 
+class _Writer(asyncio.StreamWriter):
+    """Says nothing when it is collected, which may happen in a thread that must not touch the transport."""
+
+    def __del__(self, *_: object) -> None:
+        pass
+
+
 class Peer:
     """A TCP or TLS connection that sends exactly what the test says."""
 
@@ -149,8 +156,12 @@ class Peer:
         options: dict[str, Any] = {"ssl": tls, "server_hostname": HOST} if tls is not None else {}
         async with asyncio.timeout(WITHIN):
             # Not the loop's own TLS: it loses what it has received when a peer that is paused closes (uvloop).
-            reader, writer = await aiofastnet.open_connection(asyncio.get_running_loop(), "127.0.0.1", port, **options)
-        reader._transport = _PausedLater(writer.transport)  # type: ignore[attr-defined]
+            loop = asyncio.get_running_loop()
+            reader = asyncio.StreamReader(loop=loop)
+            protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+            transport, _ = await aiofastnet.create_connection(loop, lambda: protocol, "127.0.0.1", port, **options)
+        reader._transport = _PausedLater(transport)  # type: ignore[attr-defined]
+        writer = _Writer(transport, protocol, reader, loop)
         peer = cls(reader, writer)
         sock = peer.writer.get_extra_info("socket")
         if tls is None:

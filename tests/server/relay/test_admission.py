@@ -23,7 +23,7 @@ from server.relay.peers import (
 )
 from trunkline.protocol.sas import Right
 from trunkline.protocol.urls import RelayTarget, parse_target
-from trunkline.server.entities.model import Rule
+from trunkline.server.entities.model import Namespace, Rule, namespace_id
 from trunkline.server.relay.admission import Admitted, find_token, headers_for_listener
 from trunkline.server.relay.frontend import Exchange, parse_head
 
@@ -395,12 +395,16 @@ async def test_an_id_is_kept_when_it_begins_with_a_guid(given: str, kept: str | 
 
 @pytest.mark.loop("uvloop")
 async def test_a_namespace_is_found_by_its_hosts_and_the_first_takes_the_rest() -> None:
-    other = namespace(hosts=("::1", HOST), declared_order=0)
-    async with Relay((other, hybrid_connection())) as node:
-        for host in (HOST, f"{HOST.upper()}:8443", "myrelayns.localhost", "[::1]:8443", "anything.example"):
+    first = Namespace(namespace_id("firstNS"), declared_order=0)
+    second = namespace(hosts=("::1", HOST), declared_order=1)
+    async with Relay((first, second, hybrid_connection())) as node:
+        for host in (HOST, f"{HOST.upper()}:8443", "myrelayns.localhost", "[::1]:8443"):
             name = host.removesuffix(":8443").lower()
             answer = await asked(node, LISTEN_ORDERS, signed(token("", host=name)), host=host)
             assert (host, answer.status) == (host, 101)
+        # The first has no such rule.
+        answer = await asked(node, LISTEN_ORDERS, signed(token("", host="other.example")), host="other.example")
+        assert answer.status == 401
 
 
 @pytest.mark.loop("uvloop")
@@ -465,5 +469,8 @@ async def test_what_was_admitted_shows_no_secret() -> None:
         arrival = node.admission.admit(
             Exchange(None, parse_head(handshake("/$hc/x?sb-hc-action=accept&sb-hc-rendezvous=hidden")), ("", 1), False)  # type: ignore[arg-type]
         )
+        listen = parse_head(handshake(f"{LISTEN_ORDERS}&api-version=1", signed(GOOD)))
+        listening = node.admission.admit(Exchange(None, listen, ("", 1), False))  # type: ignore[arg-type]
+        assert isinstance(listening, Admitted) and (listening.suffix, listening.query) == ("", "")
         for shown in map(repr, (exchange, admitted, arrival)):
             assert "sig=" not in shown and "hidden" not in shown and "root-key" not in shown

@@ -189,6 +189,7 @@ async def test_a_close_is_answered_and_the_socket_let_go(tls: bool) -> None:
         await listener.leave()
         await until(lambda: not relay.broker.channels)
         assert channel._farewell is not None
+        assert channel._farewell._timer.cancelled()
         # Whatever is asked of it now.
         channel.tick(1e9)
         channel.close(ServerBusy(), loss=True)
@@ -209,6 +210,7 @@ async def test_pings_of_a_listener_that_does_not_read_are_bounded(tls: bool) -> 
         channel = channel_of(relay)
         transport = channel._transport
         assert transport is not None
+        assert transport.get_write_buffer_limits()[1] == BACKLOG
         for _ in range(100):
             listener.send(pings)
         await until(lambda: not transport.is_reading())
