@@ -9,38 +9,32 @@ import ssl
 import time
 from typing import Literal
 
-from trunkline.cli.emulator import LISTEN_RULE, SEND_RULE, well_known_key
 from trunkline.cli.failure import Failure
-from trunkline.cli.guide import Facts
-from trunkline.protocol import connection_string
 from trunkline.sdk import Connection, ConnectionClosed, HybridConnectionClient, HybridConnectionListener
-from trunkline.server.node import Node
 
 #: Bytes that travel there and back.
 SIZE = 1_048_576
 
 
-async def exchange(node: Node, facts: Facts, path: str) -> None:
+async def exchange(to_listen: str, to_send: str, ca_file: str | None) -> None:
     """Relay a greeting and a megabyte both ways, and print what happened.
+
+    Args:
+        to_listen, to_send: connection strings of one hybrid connection.
+        ca_file: authority to trust; None for a relay without TLS.
 
     Raises:
         Failure: what came back was not what was sent.
     """
     context: ssl.SSLContext | Literal[False] = False
-    if facts.ca_file is not None:
-        context = ssl.create_default_context(cafile=facts.ca_file)
-
-    def text(rule: str) -> str:
-        return connection_string.build(
-            "localhost", port=node.port, key_name=rule, key=well_known_key(rule), entity_path=path
-        )
-
+    if ca_file is not None:
+        context = ssl.create_default_context(cafile=ca_file)
     async with asyncio.timeout(30):
-        async with HybridConnectionListener(text(LISTEN_RULE), ssl=context) as listener:
-            print(f"listener  registered on {facts.url}/{path}, by a connection that it opened itself")
+        async with HybridConnectionListener(to_listen, ssl=context) as listener:
+            print(f"listener  registered on {listener.entity_path}, by a connection that it opened itself")
             async with asyncio.TaskGroup() as group:
                 answering = group.create_task(_answer(listener))
-                client = HybridConnectionClient(text(SEND_RULE), ssl=context)
+                client = HybridConnectionClient(to_send, ssl=context)
                 async with await client.create_connection() as connection:
                     await _talk(connection)
                 await answering

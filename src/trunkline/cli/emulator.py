@@ -94,7 +94,7 @@ def command(
             if demo:
                 from trunkline.cli.demo import exchange
 
-                await exchange(node, facts, DEMO)
+                await exchange(_address(node, LISTEN_RULE, DEMO), _address(node, SEND_RULE, DEMO), facts.ca_file)
             if once:
                 process.stop()
             elif as_json:
@@ -123,21 +123,21 @@ def declare(names: list[str]) -> Declaration:
 
 def facts_of(node: Node, names: list[str]) -> guide.Facts:
     """What clients need to know of a running emulator."""
-
-    def build(rule: str, path: str | None) -> str:
-        return connection_string.build(
-            "localhost", port=node.port, key_name=rule, key=well_known_key(rule), entity_path=path
-        )
-
     return guide.Facts(
         url=node.url,
         admin_url=f"http://127.0.0.1:{node.admin_port}",
         hybrid_connections=names,
         # The last one: a demonstration has the first for itself.
-        listen_connection_string=build(LISTEN_RULE, names[-1]),
-        send_connection_string=build(SEND_RULE, names[-1]),
-        manage_connection_string=build(MANAGE_RULE, None),
+        listen_connection_string=_address(node, LISTEN_RULE, names[-1]),
+        send_connection_string=_address(node, SEND_RULE, names[-1]),
+        manage_connection_string=_address(node, MANAGE_RULE, None),
         ca_file=None if node.ca_file is None else str(node.ca_file),
+    )
+
+
+def _address(node: Node, rule: str, path: str | None) -> str:
+    return connection_string.build(
+        "localhost", port=node.port, key_name=rule, key=well_known_key(rule), entity_path=path
     )
 
 

@@ -58,6 +58,7 @@ class NodeProcess:
             while_ready: runs beside the node from the moment it is ready; when it returns nothing happens, when it
                 raises the node stops.
         """
+        asyncio.get_running_loop().set_exception_handler(_tell_failed_handshakes_in_a_line)
         for number in (signal.SIGTERM, signal.SIGINT):
             on_signal(number, self.stop)
         if hasattr(signal, "SIGHUP"):
@@ -88,6 +89,14 @@ class NodeProcess:
                 log.error("not reloaded, the node goes on as it was: %s", error)
             else:
                 log.info("reloaded")
+
+
+def _tell_failed_handshakes_in_a_line(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Port probes and clients that do not trust the certificate are everyday life, and no errors of the node."""
+    if "handshake" in str(context.get("message", "")).lower():
+        log.info("a TLS handshake failed: %s", context.get("exception"))
+    else:
+        loop.default_exception_handler(context)
 
 
 async def _first_of(*work: Coroutine[Any, Any, Any]) -> None:
