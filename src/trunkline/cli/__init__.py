@@ -11,6 +11,7 @@ that was asked for is imported, so that ``trunkline --help`` is fast.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import os
@@ -33,17 +34,32 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "token": ("token", "Print a token, a shared access signature."),
 }
 
-EXIT_STATUS = """\b
+_EXIT_STATUS = """\b
 Exit status:
-  0    it worked
-  1    it failed, or the connection ended abnormally
+  0    {worked}
+  1    it failed{failed}
   2    wrong usage: an option, a setting, a file or a connection string
-  130  ended by Ctrl-C
-  143  ended by SIGTERM"""
+  130  ended by Ctrl-C{early}
+  143  ended by SIGTERM{early}"""
+
+#: What the numbers mean, where that differs from command to command.
+_EXIT_STATUS_WORDS: Mapping[str, tuple[str, str, str]] = {
+    "serve": ("it was stopped by a signal, after draining", "", " before it was ready"),
+    "emulator": ("it was stopped by a signal, or the exchange of --once worked", "", " during the exchange of --once"),
+    "listen": ("it worked", ", or the connection of --once or --stdio ended abnormally", ""),
+    "connect": ("it worked", ", or the connection ended abnormally", ""),
+}
+
+
+def exit_status(command: str = "") -> str:
+    """The exit status of a command, as its ``--help`` explains it."""
+    worked, failed, early = _EXIT_STATUS_WORDS.get(command, ("it worked", "", ""))
+    return _EXIT_STATUS.format(worked=worked, failed=failed, early=early)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit with its status; an error is one line on stderr and what to do about it."""
+    _open_closed_streams()
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -53,6 +69,8 @@ def run(arguments: Sequence[str]) -> int:
     wanted = None if "_TRUNKLINE_COMPLETE" in os.environ else _first_word(arguments)
     try:
         status = application(wanted)(args=list(arguments), prog_name="trunkline", standalone_mode=False)
+        # Here and not when Python ends: nobody would say what was wrong.
+        sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except typer.Exit as exit:
@@ -62,6 +80,7 @@ def run(arguments: Sequence[str]) -> int:
             raise
         failure = explain(error)
         failure.show()
+        _forget_output()
         return failure.status
     return status if isinstance(status, int) else 0
 
@@ -72,19 +91,19 @@ def application(wanted: str | None = None) -> typer.Typer:
     Args:
         wanted: the command to import; of the others only name and summary are known then. None: import all.
     """
-    terminal = sys.stdout.isatty()
     app = typer.Typer(
-        help=f"Trunkline: a self-hosted relay that speaks the Azure Relay protocols.\n\n{_EXAMPLES}\n\n{EXIT_STATUS}",
-        no_args_is_help=True,
+        help=f"Trunkline: a self-hosted relay that speaks the Azure Relay protocols.\n\n{_EXAMPLES}\n\n{exit_status()}",
+        invoke_without_command=True,
         pretty_exceptions_enable=False,
-        rich_markup_mode="rich" if terminal else None,
+        # Typer's markup takes [node] and [default: 60] for styles, and leaves them out.
+        rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
     for name, (module, summary) in COMMANDS.items():
         if wanted in (None, name):
             command = importlib.import_module(f"trunkline.cli.{module}").command
-            text = f"{inspect.cleandoc(command.__doc__)}\n\n{EXIT_STATUS}"
+            text = f"{inspect.cleandoc(command.__doc__)}\n\n{exit_status(name)}"
             app.command(name, help=text, short_help=summary, no_args_is_help=False)(command)
         else:
             app.command(name, short_help=summary)(_not_imported)
@@ -98,11 +117,15 @@ Examples:
 
 
 def _root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
 ) -> None:
     if version:
         print(f"trunkline {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(2)
 
 
 def _not_imported() -> None:
@@ -112,3 +135,27 @@ def _not_imported() -> None:
 
 def _first_word(arguments: Sequence[str]) -> str:
     return next((argument for argument in arguments if not argument.startswith("-")), "")
+
+
+def _open_closed_streams() -> None:
+    """Open standard streams that the caller has closed (``<&-``), before a socket gets their number.
+
+    Input is empty then, and what is written to output fails instead of vanishing.
+    """
+    for number, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, mode)  # takes the lowest number that is free
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)
+
+
+def _forget_output() -> None:
+    """What could not be written is not written: Python would try again at its end, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())

@@ -58,9 +58,10 @@ async def _connect(
     from trunkline.cli.standard_streams import StandardStream, join
 
     suffix, _, query = path.partition("?")
-    connection = await who.client().create_connection(
-        headers=headers, subprotocols=subprotocols, path_suffix=suffix, query=query, timeout=timeout
-    )
+    with who.reaching():
+        connection = await who.client().create_connection(
+            headers=headers, subprotocols=subprotocols, path_suffix=suffix, query=query, timeout=timeout
+        )
     async with connection:
         if verbose:
             chosen = f" subprotocol {connection.subprotocol}" if connection.subprotocol else ""

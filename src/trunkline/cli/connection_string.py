@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated
@@ -32,9 +33,9 @@ def command(
 
     \b
     Examples:
-      trunkline connection-string --config trunkline.toml --entity orders --rights Listen
+      trunkline connection-string -c trunkline.toml --entity orders --rights Listen
       trunkline connection-string --data ./data --rule RootManageSharedAccessKey
-      export TRUNKLINE_CONNECTION_STRING="$(trunkline connection-string -c trunkline.toml --entity orders)"
+      export TRUNKLINE_CONNECTION_STRING="$(trunkline connection-string -c my.toml)"
     """
 
     async def show() -> None:
@@ -85,13 +86,4 @@ async def find(
             f"--entity is {entity}, and the connection string is for {given.entity_path}",
             "leave one of them out, or use a connection string of the namespace",
         )
-    return strings.parse(
-        strings.build(
-            given.host,
-            port=given.port,
-            key_name=given.key_name,
-            key=given.key,
-            entity_path=(entity or "").strip("/") or given.entity_path,
-            shared_access_signature=given.shared_access_signature,
-        )
-    )
+    return dataclasses.replace(given, entity_path=(entity or "").strip("/") or given.entity_path)

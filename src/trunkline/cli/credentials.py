@@ -7,14 +7,17 @@ Azure's own hold; how to trust the relay is said beside it, with ``--ca`` or ``T
 from __future__ import annotations
 
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from trunkline.cli.failure import usage
+from trunkline.cli.failure import UNREACHABLE, Failure, explain, usage
 from trunkline.protocol import connection_string
+from trunkline.protocol.errors import ConnectionLost
 
 if TYPE_CHECKING:
     from trunkline.sdk import HybridConnectionClient, HybridConnectionListener
@@ -68,6 +71,23 @@ class Credentials:
         from trunkline.sdk import HybridConnectionClient
 
         return HybridConnectionClient(self.text, entity_path=self.entity, ssl=self.ssl)
+
+    @contextmanager
+    def reaching(self) -> Iterator[None]:
+        """Around the attempt to connect: an error of the network says which relay was not reached."""
+        try:
+            yield
+        except (OSError, ConnectionLost) as error:
+            cause = error.__cause__ if isinstance(error, TimeoutError) else error
+            failure = explain(error)
+            what, remedy = failure.what, failure.remedy
+            if isinstance(cause, ConnectionLost) and self.ssl is False:
+                remedy = "check that the relay speaks no TLS on this port; where it does, leave --no-tls out"
+            elif isinstance(cause, OSError) and not remedy:
+                remedy = UNREACHABLE
+            if not isinstance(error, TimeoutError):
+                what = f"{self.address} cannot be reached: {what}"
+            raise Failure(what, remedy, status=failure.status) from error
 
 
 def required(text: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import ipaddress
@@ -25,6 +26,7 @@ from trunkline.server.config.declarative import (
     DeclaredNamespace,
     DeclaredRule,
 )
+from trunkline.server.config.names import hybrid_connection_name
 from trunkline.server.config.settings import load
 from trunkline.server.node import Node
 
@@ -68,7 +70,7 @@ def command(
     \b
     Examples:
       trunkline emulator
-      trunkline emulator --preset azure --hybrid-connection orders --hybrid-connection bills
+      trunkline emulator --preset azure -n orders -n bills
       trunkline emulator --port 0 --json        a free port, for scripts
     """
     if not _is_loopback(host):
@@ -78,16 +80,21 @@ def command(
         )
     if once and not demo:
         raise usage("--once goes with --demo", "add --demo")
-    names = [name.strip("/") for name in hybrid_connection or ["test"]]
+    if demo and as_json and not once:
+        raise usage("--demo and --json go not together: both write to standard output", "leave one of them out")
+    names = list(dict.fromkeys(hybrid_connection_name(name.strip("/")) for name in hybrid_connection or ["test"]))
     if demo:
         names = [DEMO, *(name for name in names if name != DEMO)]
     folder = data or Path(typer.get_app_dir("trunkline")) / "emulator"
-    process_settings = load(None, {**flags(settings), "host": host, "data": str(folder.absolute())})
+    # Whatever the environment says of another node: this one is for this computer, under its own name.
+    own = {"host": host, "data": str(folder.absolute()), "admin_host": "127.0.0.1", "domain": "localhost"}
+    process_settings = load(None, {**flags(settings), **own}).model_copy(update={"public_url": None})
     declaration = declare(names)
     log_to_stderr()
 
     async def emulate() -> None:
         process = NodeProcess(process_settings, declaration)
+        done = asyncio.Event()
 
         async def beside(node: Node) -> None:
             facts = facts_of(node, names)
@@ -95,6 +102,7 @@ def command(
                 from trunkline.cli.demo import exchange
 
                 await exchange(_address(node, LISTEN_RULE, DEMO), _address(node, SEND_RULE, DEMO), facts.ca_file)
+                done.set()
             if once:
                 process.stop()
             elif as_json:
@@ -103,6 +111,8 @@ def command(
                 print(guide.text(facts), flush=True)
 
         await process.run(beside)
+        if once and not done.is_set() and process.ended_by is not None:
+            raise typer.Exit(128 + process.ended_by)
 
     run(emulate())
 
@@ -136,9 +146,10 @@ def facts_of(node: Node, names: list[str]) -> guide.Facts:
 
 
 def _address(node: Node, rule: str, path: str | None) -> str:
-    return connection_string.build(
-        "localhost", port=node.port, key_name=rule, key=well_known_key(rule), entity_path=path
-    )
+    host = node.settings.host
+    # By name where the name leads there: a certificate for localhost is what most clients expect.
+    host = "localhost" if host in ("localhost", "127.0.0.1", "::1") else host
+    return connection_string.build(host, port=node.port, key_name=rule, key=well_known_key(rule), entity_path=path)
 
 
 def _is_loopback(host: str) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import ssl
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 import typer
 
@@ -28,17 +31,31 @@ class Failure(Exception):
     """
 
     def __init__(self, what: str, remedy: str = "", *, status: int = 1) -> None:
-        super().__init__(what)
-        self.what = " ".join(what.split())
+        self.what = harmless(what)
         self.remedy = remedy
+        super().__init__(self.what)
         self.status = status
 
     def show(self) -> None:
-        """Write it to stderr, in colour on a terminal."""
-        for word, text, colour in (("error", self.what, "red"), ("remedy", self.remedy, "green")):
-            if text:
-                typer.secho(f"{word}: ", fg=colour, bold=True, nl=False, err=True)
-                typer.echo(text, err=True)
+        """Write it to stderr, in colour on a terminal (unless NO_COLOR is set)."""
+        colours = False if os.environ.get("NO_COLOR") else None
+        with suppress(OSError):  # stderr may be gone too
+            for word, text, colour in (("error", self.what, "red"), ("remedy", self.remedy, "green")):
+                if text:
+                    typer.secho(f"{word}: ", fg=colour, bold=True, nl=False, err=True, color=colours)
+                    typer.echo(text, err=True)
+
+
+_SECRETS = re.compile(
+    r"\b(SharedAccessKey|SharedAccessSignature|sig|token)(\s*[=:]\s*|\s+sr=)[^;&\s'\")]+", re.IGNORECASE
+)
+
+
+def harmless(text: str) -> str:
+    """`text` in one line, without keys and signatures, and without what a terminal takes for a command."""
+    line = " ".join(text.split())
+    line = "".join(character if character.isprintable() else "?" for character in line)
+    return _SECRETS.sub(r"\1=***", line)
 
 
 def usage(what: str, remedy: str = "") -> Failure:
@@ -50,6 +67,8 @@ _TRUST = (
     "trust the relay's authority with --ca FILE or TRUNKLINE_CA_FILE (a node's own is ca.pem in its data folder), or"
     " use --no-tls where the relay speaks none"
 )
+#: For a relay that does not answer.
+UNREACHABLE = "check host and port, and that the relay runs there: trunkline emulator starts one"
 # The first class that fits decides, so the special ones come first. InvalidSetting says itself what to write instead.
 _REMEDIES: Mapping[type[BaseException], str] = {
     errors.InvalidConnectionString: "copy it whole, in single quotes: the shell takes a ; for the end of the command",
@@ -66,7 +85,13 @@ _REMEDIES: Mapping[type[BaseException], str] = {
     errors.ServerBusy: "try again in a moment",
     ssl.SSLCertVerificationError: _TRUST,
     ssl.SSLError: "check that the relay speaks TLS on this port; where it does not, use --no-tls",
-    ConnectionRefusedError: "check host and port, and that the relay runs there: trunkline emulator starts one",
+    ConnectionRefusedError: UNREACHABLE,
+    BrokenPipeError: "nothing was wrong here: the program that read the output has ended",
+}
+_REMEDIES_BY_NUMBER: Mapping[int, str] = {
+    errno.ENOSPC: "make room on the disk, or write somewhere else",
+    errno.EACCES: "check who owns it and who may use it",
+    errno.EBADF: "leave standard output open, or send it to /dev/null",
 }
 
 
@@ -97,6 +122,8 @@ def _usage_error(error: BaseException) -> Failure | None:
     if format_message is None:
         return None
     path = getattr(getattr(error, "ctx", None), "command_path", "trunkline")
+    if "Endpoint=" in format_message():
+        return usage(format_message(), "a connection string goes behind --connection-string, in single quotes")
     return usage(format_message(), f"see {path} --help")
 
 
@@ -107,7 +134,7 @@ def _relay_error(error: BaseException) -> Failure | None:
     what = error.message
     if isinstance(error, errors.ConnectionRejected):
         what = f"The listener rejected the connection: {error.status} {what}"
-    if error.tracking_id and error.tracking_id not in what:
+    if error.tracking_id and error.tracking_id not in what and not wrong_input:
         what += f" (TrackingId:{error.tracking_id})"
     return Failure(what, _remedy(error), status=USAGE if wrong_input else 1)
 
@@ -118,10 +145,13 @@ def _system_error(error: BaseException) -> Failure | None:
     if isinstance(error, ssl.SSLCertVerificationError):
         return Failure(f"The certificate of the relay is not trusted: {error.verify_message}", _remedy(error))
     what = str(error.strerror or error) or type(error).__name__
+    if error.errno is not None and what.startswith("Connect call failed"):  # asyncio's words, which say less
+        what = os.strerror(error.errno)
     if error.filename is not None:
         what = f"{error.filename}: {what}"
     return Failure(what, _remedy(error))
 
 
 def _remedy(error: BaseException) -> str:
-    return next((remedy for kind, remedy in _REMEDIES.items() if isinstance(error, kind)), "")
+    fitting = next((remedy for kind, remedy in _REMEDIES.items() if isinstance(error, kind)), "")
+    return fitting or _REMEDIES_BY_NUMBER.get(getattr(error, "errno", None) or 0, "")

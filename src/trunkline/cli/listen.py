@@ -51,6 +51,7 @@ def command(
     who = credentials.read(connection_string, entity, ca, no_tls)
     # What the SDK has to say about reconnecting.
     logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("trunkline.sdk.listener").addFilter(_is_not_the_end)
     mode = "print" if print_ else "stdio" if stdio else "echo"
     run(_listen(who, mode, once or stdio, timeout, quiet))
 
@@ -62,14 +63,23 @@ async def _listen(who: credentials.Credentials, mode: str, once: bool, timeout: 
 
     handler = {"echo": _echo, "print": _printer, "stdio": _stdio}[mode]()
 
+    # Why nothing can be written any more: that ends the command, and not one connection alone.
+    output_failed: list[OSError] = []
+
     async def handle(connection: Connection) -> None:
         sender = connection.request.remote_address[0] if connection.request else ""
         say(f"connected: {sender} TrackingId:{connection.tracking_id}")
-        await handler(connection)
+        try:
+            await handler(connection)
+        except OSError as error:
+            connection.abort()
+            output_failed.append(error)
+            await listener.close()
 
     # One connection only: whoever comes next is told (503), and not left waiting for a listener that ends.
     listener = who.listener(max_connections=1 if once else None)
-    await listener.open(timeout)
+    with who.reaching():
+        await listener.open(timeout)
     try:
         say(f"listening on {who.address} ({mode}); Ctrl-C ends")
         if once:
@@ -77,9 +87,16 @@ async def _listen(who: credentials.Credentials, mode: str, once: bool, timeout: 
                 await handle(connection)
         else:
             await listener.serve(handle)
+        if output_failed:
+            raise output_failed[0]
     finally:
         # Ctrl-C or SIGTERM ends the wait for the relay's answer too, if they come again.
         await listener.close()
+
+
+def _is_not_the_end(record: logging.LogRecord) -> bool:
+    """Whether a line of the SDK is to be shown: what ends the listener is told once, as the error of the command."""
+    return record.levelno < logging.ERROR or record.exc_info is not None
 
 
 def _echo() -> Handler:

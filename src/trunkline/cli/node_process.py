@@ -1,20 +1,24 @@
 """A node as a process: started, reloaded and stopped by signals.
 
 SIGTERM, SIGINT    drain, then stop; the second one stops at once
-SIGHUP             read the declarative file and the certificate files again
+SIGHUP             read the declarative file and the certificate files again; where there is nothing to read, stop
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from trunkline.cli.event_loop import on_signal
-from trunkline.protocol.errors import RelayError
+from trunkline.cli.failure import harmless, usage
+from trunkline.protocol.errors import InvalidSetting, RelayError
 from trunkline.server.config.declarative import Declaration
 from trunkline.server.config.settings import NodeSettings
 from trunkline.server.node import Node
@@ -34,7 +38,8 @@ class NodeProcess:
 
     Args:
         settings, declaration: of the node.
-        reread: reads the declarative file again; None when there is none.
+        reread: reads the declarative file again, giving None when there is none; None: the node is not reloaded, and
+            a terminal that is closed (SIGHUP) ends it.
     """
 
     def __init__(
@@ -42,7 +47,7 @@ class NodeProcess:
         settings: NodeSettings,
         declaration: Declaration | None,
         *,
-        reread: Callable[[], Declaration] | None = None,
+        reread: Callable[[], Declaration | None] | None = None,
     ) -> None:
         self._settings = settings
         self._declaration = declaration
@@ -50,6 +55,8 @@ class NodeProcess:
         self._stop = asyncio.Event()
         self._stop_at_once = asyncio.Event()
         self._reload = asyncio.Event()
+        #: The first signal that asked for the end; None: none did.
+        self.ended_by: int | None = None
 
     async def run(self, while_ready: Callable[[Node], Coroutine[Any, Any, None]]) -> None:
         """Run the node until a signal ends it.
@@ -60,10 +67,14 @@ class NodeProcess:
         """
         asyncio.get_running_loop().set_exception_handler(_tell_failed_handshakes_in_a_line)
         for number in (signal.SIGTERM, signal.SIGINT):
-            on_signal(number, self.stop)
-        if hasattr(signal, "SIGHUP"):
+            on_signal(number, partial(self.stop, number))
+        if self._reread is not None and hasattr(signal, "SIGHUP"):
             on_signal(signal.SIGHUP, self._reload.set)
-        async with Node(self._settings, self._declaration) as node:
+        # nohup has it ignored, and so it stays.
+        elif hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            on_signal(signal.SIGHUP, partial(self.stop, signal.SIGHUP))
+        asyncio.get_running_loop().set_exception_handler(_log_what_the_loop_caught)
+        async with _started(Node(self._settings, self._declaration)) as node:
             async with asyncio.TaskGroup() as group:
                 beside = [group.create_task(while_ready(node)), group.create_task(self._keep_reloading(node))]
                 await self._stop.wait()
@@ -73,8 +84,9 @@ class NodeProcess:
             if self._stop_at_once.is_set():
                 node.hurry()
 
-    def stop(self) -> None:
-        """Drain and stop; called again, stop at once."""
+    def stop(self, number: int | None = None) -> None:
+        """Drain and stop; called again, stop at once. `number` is the signal that asked for it."""
+        self.ended_by = self.ended_by or number
         if self._stop.is_set():
             self._stop_at_once.set()
         self._stop.set()
@@ -83,12 +95,19 @@ class NodeProcess:
         while True:
             await self._reload.wait()
             self._reload.clear()
+            assert self._reread is not None
             try:
-                await node.reload(None if self._reread is None else self._reread())
-            except RelayError as error:
+                declaration = self._reread()
+                await node.reload(declaration)
+            except (RelayError, OSError) as error:
                 log.error("not reloaded, the node goes on as it was: %s", error)
-            else:
-                log.info("reloaded")
+                continue
+            log.info("reloaded")
+            if declaration is not None and self._declaration is not None:
+                before, now = self._declaration.node, declaration.node
+                changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+                if changed:
+                    log.warning("a restart is needed for what changed in [node]: %s", ", ".join(changed))
 
 
 def _tell_failed_handshakes_in_a_line(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -97,6 +116,41 @@ def _tell_failed_handshakes_in_a_line(loop: asyncio.AbstractEventLoop, context: 
         log.info("a TLS handshake failed: %s", context.get("exception"))
     else:
         loop.default_exception_handler(context)
+
+
+@asynccontextmanager
+async def _started(node: Node) -> AsyncIterator[Node]:
+    """The node, started and stopped; where it cannot listen, the remedy names the options."""
+    try:
+        await node.start()
+    except InvalidSetting as error:
+        await node.stop()
+        what, _, remedy = error.message.partition(". ")
+        remedy = re.sub(r"([Ss]et (?:another )?)(admin_)?(host|port)\b", _as_option, remedy)
+        raise usage(what, remedy) from error
+    except BaseException:
+        await node.stop()
+        raise
+    try:
+        yield node
+    finally:
+        await node.stop()
+
+
+def _as_option(setting: re.Match[str]) -> str:
+    return f"{setting[1]}{'--admin-' if setting[2] else '--'}{setting[3]}"
+
+
+def _log_what_the_loop_caught(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """One line for a peer that misbehaves, such as one that speaks no TLS; a traceback for what is our fault."""
+    error = context.get("exception")
+    what = str(context.get("message", "")).partition("\n")[0]
+    if isinstance(error, OSError):
+        log.info("%s: %s", what, harmless(str(error)))
+    elif isinstance(error, BaseException):
+        log.error("%s", what, exc_info=error)
+    else:  # aiofastnet 1.2 gives no exception, but something else, for a handshake of TLS that failed
+        log.info("%s", what)
 
 
 async def _first_of(*work: Coroutine[Any, Any, Any]) -> None:

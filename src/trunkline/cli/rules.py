@@ -86,7 +86,7 @@ async def find(
         raise Failure(
             f"The key of the rule {found.name} is not made yet", "start the node once: trunkline serve --config FILE"
         )
-    host, port = _where(settings, endpoint)
+    host, port = _where(settings, endpoint, None if chosen is known[0] else chosen.name)
     text = connection_string.build(host, port=port, key_name=found.name, key=found.key, entity_path=path or None)
     return connection_string.parse(text)
 
@@ -167,13 +167,22 @@ def _rights(text: str) -> frozenset[Right]:
     return frozenset(by_name[word] for word in words)
 
 
-def _where(settings: NodeSettings, endpoint: str | None) -> tuple[str, int]:
-    """Host and port for clients: as asked, else the public URL, else the domain and the port of the node."""
+def _where(settings: NodeSettings, endpoint: str | None, further: str | None = None) -> tuple[str, int]:
+    """Host and port for clients: as asked, else the public URL, else the domain and the port of the node.
+
+    Args:
+        further: name of a namespace that is not the first one. A host that no namespace has leads to the first, so
+            this one is reached by its own name alone.
+    """
     if endpoint is not None:
         host, port = split_authority(endpoint.removeprefix("sb://").rstrip("/"))
-        return host, port or settings.port
-    if settings.public_url is not None:
-        secure = settings.public_url.startswith("https")
+    elif settings.public_url is not None:
         host, port = split_authority(settings.public_url.partition("://")[2])
-        return host, port or (443 if secure else 80)
-    return settings.domain, settings.port
+        port = port or (443 if settings.public_url.startswith("https") else 80)
+    else:
+        host, port = settings.domain, settings.port
+    if endpoint is None and further is not None:
+        host = f"{further.lower()}.{settings.domain}"
+    if not (port or settings.port):
+        raise usage("The system chooses the port of this node (port = 0)", "say which: --endpoint HOST:PORT")
+    return host, port or settings.port

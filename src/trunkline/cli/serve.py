@@ -35,7 +35,8 @@ def command(
     \b
     Examples:
       trunkline serve --config trunkline.toml
-      trunkline serve -c trunkline.toml --host 0.0.0.0 --port 443 --tls-certificate relay.pem --tls-key relay.key
+      trunkline serve -c trunkline.toml --host 0.0.0.0 --port 443
+      trunkline serve --tls-certificate relay.pem --tls-key relay.key
       TRUNKLINE_MAX_SENDERS=100 trunkline serve -c trunkline.toml
     """
     declaration = None if config is None else declarative.read(config)
@@ -47,7 +48,9 @@ def command(
 
     async def serve() -> None:
         process = NodeProcess(
-            process_settings, declaration, reread=None if config is None else lambda: declarative.read(config)
+            process_settings,
+            declaration,
+            reread=(lambda: None) if config is None else (lambda: declarative.read(config)),
         )
         await process.run(announce)
 

@@ -8,12 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
+from trunkline.cli.failure import usage
+from trunkline.protocol.limits import LIMITS, PRESETS
 from trunkline.server.config.settings import SETTINGS, Setting
 
 #: A certificate and its key are two options for the one setting ``tls``.
 _TLS_FILES = {
-    "tls_certificate": "certificate file (PEM), with --tls-key; instead of --tls",
-    "tls_key": "key file (PEM) of --tls-certificate",
+    "tls_certificate": "Certificate file (PEM), with --tls-key; instead of --tls.",
+    "tls_key": "Key file (PEM) of --tls-certificate.",
 }
 
 
@@ -42,19 +44,43 @@ def with_settings(names: Collection[str], *, defaults: Mapping[str, object] | No
 
 
 def flags(used: Mapping[str, str | None]) -> dict[str, object]:
-    """What `trunkline.server.config.settings.load` takes: the settings by name, files of TLS as one."""
+    """What `trunkline.server.config.settings.load` takes: the settings by name, files of TLS as one.
+
+    Raises:
+        Failure: the options for TLS contradict each other.
+    """
     found: dict[str, object] = {name: value for name, value in used.items() if name not in _TLS_FILES}
     certificate, key = used.get("tls_certificate"), used.get("tls_key")
-    if certificate is not None or key is not None:
-        found["tls"] = {
-            name: value for name, value in (("certificate", certificate), ("key", key)) if value is not None
-        }
-    return found
+    if certificate is None and key is None:
+        return found
+    if certificate is None or key is None:
+        raise usage("A certificate and its key go together", "give both --tls-certificate and --tls-key")
+    if used.get("tls") is not None:
+        raise usage("--tls and --tls-certificate go not together", "leave --tls out: the files say it")
+    return {**found, "tls": {"certificate": certificate, "key": key}}
 
 
 def _parameter(setting: Setting, default: object) -> inspect.Parameter:
     shown = "none" if default is None else f"{default:g}" if isinstance(default, float) else str(default).lower()
-    return _option(setting.name, setting.flag, f"{setting.help} [default: {shown}]", "VALUE")
+    text = setting.help if setting.help.startswith(_VALUE) else setting.help[0].upper() + setting.help[1:]
+    return _option(setting.name, setting.flag, f"{text} [default: {shown}]", _metavar(setting.name))
+
+
+#: What stays in lower case: a value, as it is to be typed.
+_VALUE = "development"
+_METAVARS = {
+    **{"host": "ADDRESS", "admin_host": "ADDRESS", "port": "PORT", "admin_port": "PORT", "tls": "development|off"},
+    **{"domain": "NAME", "data": "DIR", "public_url": "URL", "preset": "|".join(PRESETS)},
+}
+
+
+def _metavar(name: str) -> str:
+    """What is to be typed: of a limit its unit, or the words that it may be."""
+    if name not in LIMITS:
+        return _METAVARS[name]
+    limit = LIMITS[name]
+    words = {"count": "NUMBER", "seconds": "SECONDS", "bytes": "BYTES", "flag": "true|false"}
+    return words.get(limit.kind) or "|".join(map(str, limit.choices))
 
 
 def _option(name: str, flag: str, help: str, metavar: str) -> inspect.Parameter:

@@ -8,8 +8,10 @@ piece is under way at a time: whoever is slow slows the other down, and memory s
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import queue
+import select
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -40,7 +42,7 @@ class StandardStream:
         return os.isatty(self._fd)
 
     async def read(self) -> bytes:
-        """The next piece; ``b""`` at the end, and when the stream was closed from the start."""
+        """The next piece; ``b""`` at the end."""
         data: bytes = await self._run(self._read)
         return data
 
@@ -54,23 +56,30 @@ class StandardStream:
         return await future
 
     def _read(self) -> bytes:
-        try:
-            return os.read(self._fd, PIECE)
-        except OSError as error:
-            if self._is_end(error):
-                return b""
-            raise
-
-    def _is_end(self, error: OSError) -> bool:
-        import errno
-
-        # EBADF: `<&-`. EIO: a terminal whose session ended, or a background job that may not read it.
-        return error.errno in (errno.EBADF, errno.EIO)
+        while True:
+            try:
+                return os.read(self._fd, PIECE)
+            except BlockingIOError:  # made non-blocking by another program that has it too
+                select.select([self._fd], [], [])
+            except OSError as error:
+                # A terminal whose session ended, or a background job that may not read it.
+                if error.errno == errno.EIO:
+                    return b""
+                raise self._named(error) from None
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
-            view = view[os.write(self._fd, view) :]
+            try:
+                view = view[os.write(self._fd, view) :]
+            except BlockingIOError:
+                select.select([], [self._fd], [])
+            except OSError as error:
+                raise self._named(error) from None
+
+    def _named(self, error: OSError) -> OSError:
+        """The error with the name of the stream, which the system does not know; its class stays."""
+        return OSError(error.errno, error.strerror, "standard output" if self._fd else "standard input")
 
     def _work(self) -> None:
         while True:

@@ -44,7 +44,7 @@ def command(
     Examples:
       trunkline token --entity orders --expires 30m
       trunkline token --config trunkline.toml --entity orders --rights Send
-      curl -H "ServiceBusAuthorization: $(trunkline token --data ./data --entity orders)" ...
+      websocat -H "ServiceBusAuthorization: $(trunkline token)" wss://HOST/\\$hc/orders
     """
     lifetime = seconds(expires)
 
@@ -54,7 +54,8 @@ def command(
             raise usage(
                 "The connection string holds no key to make a token with", "use one with SharedAccessKeyName and key"
             )
-        whom = audience(source.host, source.entity_path or "")
+        host = f"[{source.host}]" if ":" in source.host else source.host
+        whom = audience(host, source.entity_path or "")
         expires_at = int(time.time()) + lifetime
         token = sign(whom, source.key_name, source.key, expires_at=expires_at)
         if as_json:
