@@ -145,6 +145,23 @@ def test_stranger_with_a_wrong_secret_cannot_reject_the_sender() -> None:
     assert machine.state is State.OFFERED
 
 
+def test_listener_that_was_given_up_cannot_come_instead_of_the_next_one() -> None:
+    machine = offered()
+    machine.listener_lost("a", 2.0)
+    machine.change_secret("another")
+    machine.placed("b", 2.0)
+    assert (
+        Playbook(machine)
+        >> arrives()
+        << NOT_FOUND
+        >> arrives(secret="another")
+        << AnswerListener(None)
+        << AnswerSender(None)
+        << Join()
+    )
+    assert machine.listener_id == "b"
+
+
 def test_listener_comes_once() -> None:
     playbook = Playbook(offered()) >> arrives() << AnswerListener << AnswerSender << Join
     assert playbook >> arrives() << NOT_FOUND >> arrives(status="500") << NOT_FOUND

@@ -231,6 +231,10 @@ class Rendezvous:
         self._happens(Event.SENDER_LEFT)
         return []
 
+    def change_secret(self, secret: str) -> None:
+        """The next listener is told another address, so that one that was given up comes too late, and not instead."""
+        self._secret = _bytes(secret)
+
     # -- the listener's answer
 
     def listener_arrived(

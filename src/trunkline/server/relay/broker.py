@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -242,9 +243,9 @@ class Broker:
     def _connect(self, exchange: Exchange, admitted: Admitted) -> None:
         if self.draining:
             raise ServerBusy("ServerBusy: The relay is shutting down, try again", tracking_id=admitted.tracking_id)
-        secret = self._new_secret()
+        ticket, secret = self._new_secret(), self._new_secret()
         offer = Offer(
-            ticket=secret,
+            ticket=ticket,
             entity=admitted.entity.key,
             limits=admitted.limits,
             path=admitted.entity.name,
@@ -293,6 +294,13 @@ class Broker:
             clean_phrase(end.reason) if end else "",
         )
         self.spawn(self.directory.release(ticket, facts.entity))
+
+    def change_secret(self, meeting: Meeting) -> str:
+        """Give a waiting sender another address; the one before leads nowhere from now on."""
+        del self._meetings[meeting.offer.secret]
+        secret = self._new_secret()
+        self._meetings[secret] = meeting
+        return secret
 
     def over(self, meeting: Meeting, *, joined: bool) -> None:
         """A sender waits no longer."""
@@ -482,6 +490,9 @@ class Meeting:
             match command:
                 case rendezvous.PlaceOffer(exclude):
                     self._placement = None
+                    if exclude:
+                        self.offer = dataclasses.replace(self.offer, secret=self._broker.change_secret(self))
+                        self._machine.change_secret(self.offer.secret)
                     self._broker.spawn(self._place(exclude))
                 case rendezvous.AnswerListener(subprotocol):
                     self._answer(Side.LISTENER, self._listener_exchange, subprotocol)
