@@ -290,17 +290,13 @@ def test_variables_that_a_page_names_exist(page: Path) -> None:
         assert name in known or f'"{name}"' in source, f"{page_name(page)}: {name}"
 
 
-#: Pages that are measured, not written: `make bench ARGS="--write docs/benchmarks.md"`.
-MEASURED = {"docs/benchmarks.md"}
-
-
 @each_page
 def test_files_targets_and_tests_that_a_page_names_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     makefile = (ROOT / "Makefile").read_text()
     prefixes = "src|tests|docs|examples|benchmarks"
     for name in re.findall(rf"`((?:{prefixes})/[\w./-]*)`", text):
-        assert name in MEASURED or (ROOT / name).exists(), f"{page_name(page)}: {name}"
+        assert (ROOT / name).exists(), f"{page_name(page)}: {name}"
     for target in re.findall(r"`make ([a-z-]+)", text):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page_name(page)}: make {target}"
     tests = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
