@@ -33,9 +33,9 @@ def command(
 
     \b
     Examples:
-      trunkline connection-string -c trunkline.toml --entity orders --rights Listen
+      trunkline connection-string -c my.toml --entity orders --rights Send
       trunkline connection-string --data ./data --rule RootManageSharedAccessKey
-      export TRUNKLINE_CONNECTION_STRING="$(trunkline connection-string -c my.toml)"
+      trunkline connection-string --entity orders --json
     """
 
     async def show() -> None:

@@ -46,8 +46,10 @@ class Failure(Exception):
                     typer.echo(text, err=True)
 
 
+# A token as a whole, and what stands behind the name of a secret.
 _SECRETS = re.compile(
-    r"\b(SharedAccessKey|SharedAccessSignature|sig|token)(\s*[=:]\s*|\s+sr=)[^;&\s'\")]+", re.IGNORECASE
+    r"\b(SharedAccessSignature)\s+sr=[^;\s'\")]+|\b(SharedAccessKey|SharedAccessSignature|sig|token)=[^;&\s'\")]+",
+    re.IGNORECASE,
 )
 
 
@@ -55,7 +57,7 @@ def harmless(text: str) -> str:
     """`text` in one line, without keys and signatures, and without what a terminal takes for a command."""
     line = " ".join(text.split())
     line = "".join(character if character.isprintable() else "?" for character in line)
-    return _SECRETS.sub(r"\1=***", line)
+    return _SECRETS.sub(lambda secret: f"{secret[1] or secret[2]}=***", line)
 
 
 def usage(what: str, remedy: str = "") -> Failure:

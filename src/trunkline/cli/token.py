@@ -44,7 +44,7 @@ def command(
     Examples:
       trunkline token --entity orders --expires 30m
       trunkline token --config trunkline.toml --entity orders --rights Send
-      websocat -H "ServiceBusAuthorization: $(trunkline token)" wss://HOST/\\$hc/orders
+      websocat -H "ServiceBusAuthorization: $(trunkline token)" wss://HOST/PATH
     """
     lifetime = seconds(expires)
 
