@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from trunkline import HybridConnectionClient, HybridConnectionListener
 from trunkline.cli import rules
 from trunkline.cli.failure import Failure
-from trunkline import HybridConnectionClient, HybridConnectionListener
 from trunkline.protocol.connection_string import ConnectionString
 from trunkline.server.config import declarative
 from trunkline.server.config.settings import load
