@@ -48,13 +48,18 @@ name = "only-here"
 """
 
 
+async def look(**options: Any) -> ConnectionString:
+    """`rules.find` with the options that a command line gives; those not named were not given."""
+    names = ("config", "data", "namespace", "entity", "rule", "rights", "endpoint")
+    return await rules.find(**{**dict.fromkeys(names), **options})
+
+
 def find(folder: Path, text: str | None = None, **options: Any) -> ConnectionString:
     file = None
     if text is not None:
         file = folder / "trunkline.toml"
         file.write_text(text)
-    names = ("config", "data", "namespace", "entity", "rule", "rights", "endpoint")
-    return asyncio.run(rules.find(**{**dict.fromkeys(names), "config": file, **options}))
+    return asyncio.run(look(config=file, **options))
 
 
 def test_first_rule_of_the_first_namespace_unless_told_otherwise(tmp_path: Path) -> None:
@@ -131,13 +136,9 @@ async def test_generated_keys_are_read_beside_the_running_node(tmp_path: Path) -
         namespace = node.catalog.namespace("first-one")
         assert namespace is not None
         keys = {rule.name: rule.primary_key for rule in namespace.rules}
-        options = dict.fromkeys(("data", "namespace", "entity", "rights", "rule"))
-        while_it_runs = await rules.find(**{**options, "config": file, "rule": "listen", "endpoint": "a:1"})
+        while_it_runs = await look(config=file, rule="listen", endpoint="a:1")
     assert while_it_runs.key == keys["listen"]
-    by_folder = await rules.find(
-        **{**options, "config": None, "data": tmp_path / "kept", "rule": "listen", "endpoint": "a:1"}
-    )
-    assert by_folder.key == keys["listen"]
+    assert (await look(data=tmp_path / "kept", rule="listen", endpoint="a:1")).key == keys["listen"]
 
 
 @pytest.mark.loop("asyncio")
@@ -155,10 +156,7 @@ async def test_connection_string_of_a_second_namespace_works(tmp_path: Path, mon
     async with Node(load(declaration, {"data": str(tmp_path)}), declaration) as node:
         monkeypatch.setenv("TRUNKLINE_PORT", str(node.port))
         file.write_text(file.read_text().replace("\nport = 0\n", "\n"))
-        options = dict.fromkeys(("endpoint", "rights", "rule"))
-        text = str(
-            await rules.find(**{**options, "config": file, "data": tmp_path}, namespace="second", entity="only-here")
-        )
+        text = str(await look(config=file, data=tmp_path, namespace="second", entity="only-here"))
         assert text.startswith(f"Endpoint=sb://second.localhost:{node.port}/;")
         async with HybridConnectionListener(text, ssl=False) as listener:
             async with asyncio.TaskGroup() as group:

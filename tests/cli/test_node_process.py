@@ -1,0 +1,66 @@
+"""A node as a process; signals are in test_serve and in e2e/test_served_node."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from pathlib import Path
+
+import pytest
+
+from trunkline.cli.failure import Failure
+from trunkline.cli.node_process import NodeProcess, _log_what_the_loop_caught
+from trunkline.server.config.settings import NodeSettings
+from trunkline.server.node import Node
+
+SETTINGS = {"port": 0, "admin_port": 0, "tls": "off"}
+
+
+def settings(folder: Path, **others: object) -> NodeSettings:
+    return NodeSettings.model_validate({**SETTINGS, "data": folder, **others})
+
+
+async def nothing(node: Node) -> None:
+    pass
+
+
+async def test_node_runs_until_it_is_stopped(tmp_path: Path) -> None:
+    process = NodeProcess(settings(tmp_path), None)
+    ports: list[int] = []
+
+    async def beside(node: Node) -> None:
+        ports.append(node.port)
+        process.stop()
+
+    await process.run(beside)
+    assert ports and process.ended_by is None
+
+
+async def test_error_beside_the_node_stops_it(tmp_path: Path) -> None:
+    async def beside(node: Node) -> None:
+        raise Failure("that was nothing")
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await NodeProcess(settings(tmp_path), None).run(beside)
+    assert caught.value.subgroup(Failure)
+
+
+@pytest.mark.parametrize(("setting", "option"), [("port", " --port"), ("admin_port", " --admin-port")])
+async def test_taken_port_is_told_with_the_option(tmp_path: Path, setting: str, option: str) -> None:
+    async with await asyncio.start_server(lambda *_: None, "127.0.0.1", 0) as server:
+        taken = server.sockets[0].getsockname()[1]
+        with pytest.raises(Failure) as caught:
+            await NodeProcess(settings(tmp_path, **{setting: taken}), None).run(nothing)
+    assert caught.value.status == 2
+    assert caught.value.remedy.endswith(option)
+
+
+async def test_what_the_loop_caught_is_one_line_when_a_peer_did_it(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "trunkline.node")
+    loop = asyncio.get_running_loop()
+    for error in (ssl.SSLError(1, "no shared cipher"), object(), ValueError("ours")):
+        _log_what_the_loop_caught(loop, {"message": "handshake failed\nprotocol: x", "exception": error})
+    levels = [(record.levelname, record.exc_info is not None) for record in caplog.records]
+    assert levels == [("INFO", False), ("INFO", False), ("ERROR", True)]
+    assert all("protocol" not in record.getMessage() for record in caplog.records)
