@@ -28,7 +28,7 @@ from trunkline.testing import relay_node
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = sorted((*ROOT.glob("*.md"), *DOCS.glob("*.md")))
+PAGES = sorted((*ROOT.glob("*.md"), *DOCS.glob("*.md"), *(ROOT / "examples").glob("*.md")))
 
 
 def page_name(page: Path) -> str:
