@@ -28,6 +28,7 @@ import ssl
 import time
 import uuid
 from collections.abc import Coroutine
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -47,7 +48,7 @@ from trunkline.server.entities.sqlite import SqliteStore
 from trunkline.server.entities.store import EntityStore
 from trunkline.server.relay.admission import Admission
 from trunkline.server.relay.broker import Broker
-from trunkline.server.relay.frontend import TLS_READ_SIZE, Exchange, Frontend
+from trunkline.server.relay.frontend import TLS_READ_SIZE, Exchange, Frontend, has_descriptors
 from trunkline.server.relay.listeners import LocalDirectory
 from trunkline.server.relay.splicing import Splicing
 from trunkline.server.status import Phase, answer
@@ -72,6 +73,10 @@ TLS_SHUTDOWN_TIMEOUT = 3.0
 
 # Seconds that listeners have to answer the Close of a node that stops.
 FAREWELL = 2.0
+
+# File descriptors that connections leave for the node itself, and those of the data plane for the admin port.
+DESCRIPTORS_KEPT = 32
+DESCRIPTORS_KEPT_FOR_ADMIN = 32
 
 
 class Tasks:
@@ -157,8 +162,9 @@ class Node:
             masker=_masker,
             public_url=_websocket_url(settings.public_url),
         )
-        self._frontend = Frontend(self.broker.serve, self._clock)
-        self._admin = Frontend(self._serve_admin, self._clock)
+        kept = DESCRIPTORS_KEPT + DESCRIPTORS_KEPT_FOR_ADMIN
+        self._frontend = Frontend(self.broker.serve, self._clock, has_room=partial(has_descriptors, kept))
+        self._admin = Frontend(self._serve_admin, self._clock, has_room=partial(has_descriptors, DESCRIPTORS_KEPT))
         self._certificates: Certificates | None = None
 
     def __repr__(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -28,7 +29,16 @@ from server.relay.peers import (
 from trunkline.protocol.errors import QuotaExceeded, RelayError
 from trunkline.protocol.limits import HEAD_TIMEOUT, REQUEST_HEAD_LIMIT
 from trunkline.server.relay import frontend as frontend_module
-from trunkline.server.relay.frontend import EARLY_LIMIT, LINGER, Exchange, Frontend, FrontendProtocol, parse_head
+from trunkline.server.relay.frontend import (
+    EARLY_LIMIT,
+    LINGER,
+    Exchange,
+    Frontend,
+    FrontendProtocol,
+    descriptor_limit,
+    has_descriptors,
+    parse_head,
+)
 
 
 class Echo(asyncio.BufferedProtocol):
@@ -554,3 +564,48 @@ async def test_empty_lines_without_end_are_not_collected() -> None:
         assert (await peer.answer()).status == 200
         assert time.monotonic() - started < 5
         assert port.held() == 0
+
+
+async def test_connections_for_which_there_is_no_room_are_closed_and_counted_in_one_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    room = True
+    frontend = Frontend(say_target, Clock(), has_room=lambda: room)
+    async with Serving(frontend) as serving, await Peer.dial(serving.port) as early:
+        await until(lambda: frontend.connections)
+        room = False
+        for _ in range(3):
+            async with await Peer.dial(serving.port) as late:
+                assert await late.is_cut()
+        with caplog.at_level(logging.WARNING):
+            frontend.tick(1)
+            frontend.tick(2)
+        assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+            "3 connections were turned away"
+        ]
+        # Whoever was there before is served, and as soon as there is room everybody is again.
+        early.send(handshake("/early"))
+        assert (await early.answer()).status == 200
+        room = True
+        async with await Peer.dial(serving.port) as late:
+            late.send(handshake("/late"))
+            assert (await late.answer()).status == 200
+
+
+def test_room_is_what_the_system_lets_a_process_open() -> None:
+    assert has_descriptors(0)
+    assert not has_descriptors(descriptor_limit())
+
+
+# -- what is shown
+
+
+def test_a_head_shows_nothing_that_may_hold_a_token() -> None:
+    head = parse_head(handshake("/$hc/a?sb-hc-token=hidden", [("ServiceBusAuthorization", "hidden")]))
+    assert repr(head) == "RequestHead(method='GET')"
+
+
+def test_a_long_path_is_cut_where_an_exchange_is_shown() -> None:
+    exchange = Exchange(None, parse_head(handshake("/$hc/" + "a" * 30_000)), ("192.0.2.1", 1), False)  # type: ignore[arg-type]
+    assert repr(exchange).startswith("<Exchange GET '/$hc/aaaa")
+    assert len(repr(exchange)) < 600

@@ -18,7 +18,7 @@ from trunkline.protocol.errors import ConnectionLost, RelayError
 from trunkline.protocol.messages import Accept
 from trunkline.protocol.urls import Action, accept_address
 from trunkline.server.entities.authorization import Grant
-from trunkline.server.relay.frontend import RECEIVE_BUFFER
+from trunkline.server.relay.frontend import RECEIVE_BUFFER, is_lost
 from trunkline.server.relay.legs import Farewell, enable_keepalive
 from trunkline.server.relay.listeners import Offer, Registration
 
@@ -76,6 +76,8 @@ class ControlChannel(asyncio.BufferedProtocol):
         self._on_gone = on_gone
         # None before the 101 was written and after the transport is gone.
         self._transport: asyncio.Transport | None = None
+        # Since the last look; see `is_lost`. The request head was read too.
+        self._was_read = True
         # Set once the transport is being closed in order.
         self._farewell: Farewell | None = None
         # Its place in the directory; set before the 101 is written.
@@ -144,6 +146,7 @@ class ControlChannel(asyncio.BufferedProtocol):
         return RECEIVE_BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
+        self._was_read = True
         self._run(self.machine.receive(bytes(RECEIVE_BUFFER[:nbytes]), self._clock()))
 
     def eof_received(self) -> bool:
@@ -171,7 +174,11 @@ class ControlChannel(asyncio.BufferedProtocol):
     # -- what the broker asks of it
 
     def tick(self, now: float) -> None:
-        """Look at the clock; to be called about once a second."""
+        """Look at the clock, and whether the listener is still there; to be called about once a second."""
+        if self._was_read and self._transport is not None:
+            self._was_read = False
+            if is_lost(self._transport):
+                self.abort()
         self._run(self.machine.tick(now))
 
     def renewed(self, grant: Grant, expires_at: float) -> None:

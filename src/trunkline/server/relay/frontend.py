@@ -18,8 +18,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import logging
+import os
+import socket
+import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Protocol
@@ -34,7 +38,14 @@ from trunkline.protocol.errors import (
     UriTooLong,
     clean_phrase,
 )
-from trunkline.protocol.limits import HEAD_TIMEOUT, REQUEST_HEAD_LIMIT
+from trunkline.protocol.limits import ENTITY_PATH_LIMIT, HEAD_TIMEOUT, REQUEST_HEAD_LIMIT
+
+try:
+    import resource
+except ImportError:  # Windows, where a process has no such limit
+    resource = None  # type: ignore[assignment]
+
+log = logging.getLogger("trunkline.relay")
 
 # RFC 6455 section 1.3.
 _ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -55,13 +66,73 @@ TLS_READ_SIZE = 16 * (16_384 + 64)
 RECEIVE_BUFFER = memoryview(bytearray(TLS_READ_SIZE))
 
 
+# Characters of a path in a log line: the longest of an entity with what may stand around it.
+_SHOWN = 2 * ENTITY_PATH_LIMIT
+
+# States of a TCP connection as the first byte of TCP_INFO gives them (Linux, tcp_states.h).
+_TCP_CLOSED = 7
+_TCP_CLOSED_BY_PEER = 8
+
+
+def descriptor_limit() -> int:
+    """How many files and sockets the process may have open."""
+    if resource is None:
+        return sys.maxsize
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def has_descriptors(keep: int) -> bool:
+    """Whether the process may open `keep` more files or sockets, and some.
+
+    A listening socket that cannot accept stays ready: aiofastnet 1.2 then turns in circles and fills the log.
+    """
+    try:
+        # The system gives the lowest number that is free.
+        lowest = os.open(os.devnull, os.O_RDONLY)
+    except OSError:
+        return False
+    os.close(lowest)
+    return lowest + keep < descriptor_limit()
+
+
+def is_lost(transport: asyncio.BaseTransport, *, or_ended: bool = False) -> bool:
+    """Whether the peer has reset the connection, asked of the system and not of the event loop.
+
+    uvloop does not tell when the reset comes in the same moment as bytes: those are read, and the socket is never
+    looked at again (uv_poll of libuv stops at an error). So whoever was read has to be looked at once more.
+
+    Args:
+        transport: of a TCP connection; of any other nothing is known, which is no loss.
+        or_ended: also when the peer has only ended its own direction; for a transport that is not read.
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is None or sys.platform != "linux":
+        return False
+    try:
+        state: int = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+    except OSError:
+        return False
+    return state == _TCP_CLOSED or (or_ended and state == _TCP_CLOSED_BY_PEER)
+
+
+def end_writing(transport: asyncio.Transport) -> None:
+    """Tell the peer that nothing more comes, behind what the transport holds."""
+    try:
+        transport.write_eof()
+    except OSError:
+        # The peer has reset the connection, and the loop has not seen it yet.
+        transport.abort()
+
+
 @dataclass(frozen=True, slots=True)
 class RequestHead:
     """A request line and its headers. Names and values are as sent, decoded as Latin-1 (RFC 9110 section 5.5)."""
 
     method: str
-    target: str
-    headers: tuple[tuple[str, str], ...]
+    # Neither is shown: a token may be in both.
+    target: str = field(repr=False)
+    headers: tuple[tuple[str, str], ...] = field(repr=False)
 
     def get(self, name: str) -> str | None:
         """The values of a header joined by ", " as RFC 9110 section 5.2 allows; None when there is none."""
@@ -107,9 +178,11 @@ class Exchange:
         self.on_left: Callable[[], None] | None = None
 
     def __repr__(self) -> str:
-        # Without its query, which may hold a token.
-        state = "open" if self._frontend else "answered"
-        return f"<Exchange {self.head.method} {self.head.target.partition('?')[0]!r} {state}>"
+        # Without its query, which may hold a token; and short, because each refusal is a line in the log.
+        path = self.head.target.partition("?")[0]
+        if len(path) > _SHOWN:
+            path = path[:_SHOWN] + "..."
+        return f"<Exchange {self.head.method} {path!r} {'open' if self._frontend else 'answered'}>"
 
     @property
     def is_open(self) -> bool:
@@ -229,11 +302,21 @@ class Frontend:
     Args:
         serve: called with each request whose head is whole.
         clock: seconds, monotonic; the loop's time.
+        has_room: whether the process can hold one more connection, asked for each.
     """
 
-    def __init__(self, serve: Callable[[Exchange], None], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        serve: Callable[[Exchange], None],
+        clock: Callable[[], float],
+        *,
+        has_room: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.serve = serve
         self.clock = clock
+        self._has_room = has_room
+        # Connections for which there was no room, since the last look at the clock.
+        self._turned_away = 0
         # Connections that owe us a request head, or that have their answer and should go: by when. Both stay in
         # the order of their deadlines, so a look at the first is enough.
         self.heads: dict[FrontendProtocol, float] = {}
@@ -245,11 +328,27 @@ class Frontend:
         return f"<Frontend connections={len(self.connections)} heads={len(self.heads)}>"
 
     def protocol(self) -> FrontendProtocol:
-        """A protocol for one more connection."""
+        """A protocol for one more connection.
+
+        Raises:
+            ConnectionRefusedError: there is no room; the server closes the connection.
+        """
+        if not self._has_room():
+            self._turned_away += 1
+            raise ConnectionRefusedError("no file descriptors are left")
         return FrontendProtocol(self)
 
     def tick(self, now: float) -> None:
-        """Refuse heads that are overdue, cut peers that linger; to be called about once a second."""
+        """Refuse heads that are overdue, cut peers that linger or are lost; to be called about once a second."""
+        if self._turned_away:
+            turned_away, self._turned_away = self._turned_away, 0
+            log.warning(
+                "%d connections were turned away: the process may open only %d files and sockets (ulimit -n)",
+                turned_away,
+                descriptor_limit(),
+            )
+        for connection in list(self.connections):
+            connection.look()
         for overdue, act in ((self.heads, FrontendProtocol.head_overdue), (self.lingering, FrontendProtocol.abort)):
             for connection, deadline in list(overdue.items()):
                 if deadline > now:
@@ -260,7 +359,7 @@ class Frontend:
 class FrontendProtocol(asyncio.BufferedProtocol):
     """One connection, until a leg takes it over."""
 
-    __slots__ = ("_buffer", "_exchange", "_frontend", "_paused", "_transport")
+    __slots__ = ("_buffer", "_exchange", "_frontend", "_paused", "_transport", "_was_read")
 
     def __init__(self, frontend: Frontend) -> None:
         self._frontend = frontend
@@ -270,6 +369,8 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         # The request that is owed an answer; None before the head is whole.
         self._exchange: Exchange | None = None
         self._paused = False
+        # Since the last look; see `is_lost`.
+        self._was_read = False
 
     def __repr__(self) -> str:
         state = "lingering" if self in self._frontend.lingering else "answer owed" if self._exchange else "head"
@@ -297,6 +398,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         if self in self._frontend.lingering:
             return
+        self._was_read = True
         self._buffer += RECEIVE_BUFFER[:nbytes]
         if self._exchange is None:
             self._look_for_head(nbytes)
@@ -333,6 +435,15 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         secure = self._transport.get_extra_info("ssl_object") is not None
         self._exchange = Exchange(self, head, (peer[0], peer[1]), secure)
         self._frontend.serve(self._exchange)
+
+    def look(self) -> None:
+        """Cut it when its peer has left unseen while it waits for its answer."""
+        if self._exchange is None or self._transport is None or not (self._was_read or self._paused):
+            # Without a whole head its deadline is near.
+            return
+        self._was_read = False
+        if is_lost(self._transport, or_ended=self._paused):
+            self._transport.abort()
 
     def head_overdue(self) -> None:
         """The head did not come in time."""
@@ -400,7 +511,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
             self._paused = False
             transport.resume_reading()
         if transport.can_write_eof():
-            transport.write_eof()
+            end_writing(transport)
         else:
             # TLS cannot end one direction: closing says so with a close_notify, reads and drops what still comes, and
             # waits for the peer.

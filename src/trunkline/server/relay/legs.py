@@ -11,7 +11,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from trunkline.protocol.splice import Outgoing, Side
-from trunkline.server.relay.frontend import RECEIVE_BUFFER
+from trunkline.server.relay.frontend import RECEIVE_BUFFER, end_writing, is_lost
 
 if TYPE_CHECKING:
     from trunkline.server.relay.splicing import Connection
@@ -33,7 +33,7 @@ CLOSE_LIMIT = 120.0
 class Leg(asyncio.BufferedProtocol):
     """The sender's or the listener's end of a connection."""
 
-    __slots__ = ("_early", "_farewell", "_paused_reading", "connection", "side", "transport")
+    __slots__ = ("_early", "_farewell", "_paused_reading", "_was_read", "connection", "side", "transport")
 
     def __init__(self, connection: Connection, side: Side) -> None:
         self.connection = connection
@@ -41,6 +41,8 @@ class Leg(asyncio.BufferedProtocol):
         # None before the 101 was written and after the transport is gone.
         self.transport: asyncio.Transport | None = None
         self._paused_reading = False
+        # Since the last look; see `is_lost`. The request head was read too.
+        self._was_read = True
         # What came behind the request head, until the other leg can take it.
         self._early = b""
         # Set once the connection has ended and this leg is closing in order.
@@ -78,6 +80,7 @@ class Leg(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         # The splice is faster on bytes where frames are small, and much is better not copied. It keeps no view.
+        self._was_read = True
         data = RECEIVE_BUFFER[:nbytes]
         self.connection.receive(self.side, bytes(data) if nbytes < COPY_BELOW else data)
 
@@ -90,6 +93,13 @@ class Leg(asyncio.BufferedProtocol):
         if self._farewell is not None:
             self._farewell.over()
         self.connection.lost(self.side)
+
+    def look(self) -> None:
+        """Cut it when its peer has reset it unseen; to be called about once a second."""
+        if self._was_read and self.transport is not None:
+            self._was_read = False
+            if is_lost(self.transport):
+                self.transport.abort()
 
     def pause_writing(self) -> None:
         self.connection.congested(self.side)
@@ -157,7 +167,7 @@ class Farewell:
         """Say goodbye behind what is held. The protocol already knows this farewell."""
         if self._transport.can_write_eof():
             # The peer answers with its own end.
-            self._transport.write_eof()
+            end_writing(self._transport)
         elif self._held:
             # TLS cannot end one direction, and closing it leaves a few seconds for what is held: wait for `written`.
             self._transport.set_write_buffer_limits(0)

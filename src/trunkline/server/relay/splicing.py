@@ -88,7 +88,9 @@ class Connection:
         self.legs[side.other].resume_reading()
 
     def tick(self, now: float) -> None:
-        """Look at the clock."""
+        """Look at the clock, and whether both legs are still there."""
+        for leg in self.legs:
+            leg.look()
         self._run(self.splice.tick(now))
 
     def close(self, error: RelayError) -> None:

@@ -1,0 +1,128 @@
+"""Peers that are gone in the worst moment: reset together with their last bytes, or before an end could be sent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+import sys
+
+import pytest
+
+from server.relay.peers import Peer, Relay, client_tls, frame, handshake, server_tls, token, until
+from trunkline.protocol.frames import Opcode
+from trunkline.protocol.splice import Side
+from trunkline.server.relay.frontend import EARLY_LIMIT, is_lost
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the state of a TCP connection")
+
+
+CONNECT = handshake("/$hc/orders?sb-hc-action=connect", [("ServiceBusAuthorization", token("orders"))])
+
+
+def gone(peer: Peer, *last: bytes, end: bool = False) -> None:
+    """The peer sends its last bytes and a reset, so fast that the relay finds both at once."""
+    sock = peer.writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    for data in last:
+        peer.send(data)
+    assert peer.writer.transport.get_write_buffer_size() == 0
+    if end:
+        sock.shutdown(socket.SHUT_WR)
+    peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+    # Closed behind the loop's back: by itself it would do so a turn later, and the relay read in between.
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, sock.fileno())
+    os.close(nothing)
+
+
+async def settled(relay: Relay) -> None:
+    """The relay has taken in what there is, and has looked at the clock since."""
+    for _ in range(5):
+        await asyncio.sleep(0.01)
+    relay.pass_time(1)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("who", Side)
+async def test_a_leg_that_is_reset_behind_its_last_bytes_is_found_at_the_next_look(who: Side, tls: bool) -> None:
+    async with Relay(tls=server_tls() if tls else None) as relay:
+        channel = await relay.listener(tls=client_tls() if tls else None)
+        pair = await relay.pair(channel, tls=client_tls() if tls else None)
+        gone(pair[who], frame(Opcode.BINARY, b"last words"))
+        await settled(relay)
+        await until(lambda: not len(relay.splicing))
+        await pair[who.other].leave()
+        await until(lambda: "senders" not in relay.counts() and "closing" not in relay.counts())
+
+
+async def test_a_listener_that_is_reset_behind_its_last_bytes_is_found_at_the_next_look() -> None:
+    async with Relay() as relay:
+        channel = await relay.listener()
+        gone(channel, frame(Opcode.PONG))
+        await settled(relay)
+        await relay.quiet()
+
+
+async def test_a_sender_that_is_reset_behind_its_handshake_waits_no_longer_than_to_the_next_look() -> None:
+    async with Relay() as relay, await Peer.dial(relay.port) as sender:
+        channel = await relay.listener()
+        await until(lambda: relay.frontend.connections)
+        gone(sender, CONNECT)
+        await channel.offer()
+        await settled(relay)
+        await until(lambda: set(relay.counts()) == {"listeners", "channels"})
+
+
+async def test_a_sender_that_said_too_much_before_its_answer_may_still_leave() -> None:
+    async with Relay() as relay, await Peer.dial(relay.port) as sender:
+        channel = await relay.listener()
+        sender.send(CONNECT)
+        await channel.offer()
+        sender.send(bytes(2 * EARLY_LIMIT))
+        await until(lambda: any(each._paused for each in relay.frontend.connections))
+        relay.pass_time(1)
+        assert relay.broker.waiting_senders == 1
+        sender.end()
+        await settled(relay)
+        await until(lambda: set(relay.counts()) == {"listeners", "channels"})
+
+
+async def test_a_close_with_an_end_and_a_reset_behind_it_leaves_nothing() -> None:
+    async with Relay() as relay:
+        channel = await relay.listener()
+        sender, leg = await relay.pair(channel)
+        gone(sender, frame(Opcode.CLOSE), end=True)
+        assert (await leg.frame()).opcode is Opcode.CLOSE
+        await settled(relay)
+        # The listener has its end, and nobody counts the sender any more.
+        assert await leg.is_cut()
+        await leg.leave()
+        await until(lambda: set(relay.counts()) == {"listeners", "channels"})
+
+
+async def test_a_leg_whose_peer_has_reset_it_is_closed_without_an_error() -> None:
+    async with Relay() as relay:
+        channel = await relay.listener()
+        sender, _leg = await relay.pair(channel)
+        (connection,) = relay.splicing
+        ending = connection.legs[Side.SENDER]
+        assert ending.transport is not None and not is_lost(ending.transport)
+        gone(sender)
+        assert is_lost(ending.transport)
+        # The loop had no turn yet: the relay says goodbye to somebody who is gone.
+        ending.end(abort=False)
+        await until(lambda: ending.transport is None)
+        await until(lambda: not len(relay.splicing))
+
+
+async def test_of_what_is_no_tcp_connection_nothing_is_known() -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_connection(asyncio.Protocol, sock=near)
+        assert not is_lost(transport)
+        transport.close()
+        await asyncio.sleep(0)
+    assert not is_lost(asyncio.Transport())
