@@ -563,8 +563,10 @@ async def test_entities_do_not_see_each_other() -> None:
 
 
 def test_an_offer_shows_neither_secret_nor_headers() -> None:
-    shown = repr(offer("ticket"))
+    shown = repr(offer("hidden"))
     assert "secret" not in shown and "headers" not in shown
+    # The ticket of a sender is its secret.
+    assert "hidden" not in shown and "hidden" not in repr(Placement(ENTITY, "a", "hidden"))
 
 
 # -- anything, in any order

@@ -42,8 +42,8 @@ PASSED_OVER_FOR = 60.0
 class Offer:
     """A sender that wants a listener."""
 
-    # Names the sender's connection within the node; also its ticket.
-    ticket: str
+    # Names the sender's connection within the node; also its ticket. Not shown: it may be the secret.
+    ticket: str = field(repr=False)
     # Id of the hybrid connection.
     entity: str
     limits: Limits
@@ -68,7 +68,7 @@ class Placement:
 
     entity: str
     listener: str
-    ticket: str
+    ticket: str = field(repr=False)
 
 
 # Address, rule and GUID: who is taken for the same client.
