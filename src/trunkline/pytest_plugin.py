@@ -9,9 +9,9 @@
     def test_two_relays(trunkline_node_factory):
         here, there = trunkline_node_factory(), trunkline_node_factory("orders", preset="azure")
 
-Both give a `trunkline.testing.RelayNodeThread`: a node in a thread of its own, so a test may be a plain function, or run
-under pytest-asyncio, anyio or whatever else. A test with a loop of its own can as well say ``async with
-trunkline.testing.relay_node() as node``. Installed with Trunkline, and nothing is imported until a test asks for a node.
+Both give a `trunkline.testing.RelayNodeThread`: a node in a thread of its own, so a test may be a plain function, or
+run under pytest-asyncio, anyio or whatever else. A test with a loop of its own can as well say ``async with
+trunkline.testing.relay_node() as node``. Installed with Trunkline; nothing is imported until a test asks for a node.
 """
 
 from __future__ import annotations
