@@ -81,7 +81,7 @@ CHECKS: dict[str, tuple[str, list[tuple[str, str]], dict[str, Any], int, str]] =
         400,
         "This endpoint is only for web-socket requests. TrackingId:",
     ),
-    "plain HTTP elsewhere": ("/orders", [], {"without": ["Upgrade"]}, 400, "This endpoint is only for web-socket"),
+    "plain HTTP elsewhere": ("/orders", [], {"without": ["Upgrade"]}, 400, "HTTP requests are not relayed here"),
     "WebSocket elsewhere": ("/orders", signed(token()), {}, 400, "A WebSocket goes to /$hc/ and the path of"),
     "no path": ("/$hc/?sb-hc-action=listen", signed(BAD), {}, 404, "The address is malformed"),
     "climbing path": ("/$hc/a/%2e%2e/orders", signed(token()), {}, 404, "The address is malformed"),

@@ -115,10 +115,12 @@ class Admission:
         tracking_id = self._new_guid()
         try:
             target = parse_target(exchange.head.target)
+            if isinstance(target, HttpTarget):
+                if exchange.head.is_websocket:
+                    raise InvalidRequest("A WebSocket goes to /$hc/ and the path of a hybrid connection")
+                raise InvalidRequest("HTTP requests are not relayed here: connect a WebSocket to /$hc/ and the path")
             if not exchange.head.is_websocket:
                 raise NotAWebSocket
-            if isinstance(target, HttpTarget):
-                raise InvalidRequest("A WebSocket goes to /$hc/ and the path of a hybrid connection")
             tracking_id = tracking_id_of(target.id) or tracking_id
             if target.action in (Action.ACCEPT, Action.REQUEST):
                 return Arrival(target, tracking_id)
