@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from trunkline.protocol.errors import InvalidSetting
 from trunkline.protocol.limits import resolve
+from trunkline.server.entities import catalog as catalog_module
 from trunkline.server.entities import sqlite
 from trunkline.server.entities.administration import Administration
 from trunkline.server.entities.catalog import Catalog, CatalogChange, host_of
@@ -24,7 +25,7 @@ from trunkline.server.entities.model import (
     to_document,
 )
 from trunkline.server.entities.sqlite import SqliteStore
-from trunkline.server.entities.store import Change, Document
+from trunkline.server.entities.store import Change, Document, StoreDamaged
 
 NS = namespace_id("myRelayNS")
 
@@ -311,6 +312,51 @@ async def test_catalog_that_fell_too_far_behind_reads_everything_again(monkeypat
         await catalog.wait_applied(await store.revision())
         assert repr(catalog) == f"<Catalog namespaces=1 hybrid_connections=0 revision={await store.revision()}>"
         await store.close()
+
+
+async def test_catalog_hears_of_a_change_after_a_store_that_failed_and_a_document_that_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(catalog_module, "RETRY", 0.001)
+    store = SqliteStore(":memory:")
+    administration, catalog = Administration(store), Catalog()
+    await administration.create_namespace(Namespace(NS))
+    await administration.create_hybrid_connection(entity("a"))
+    await catalog.load(store)
+    read, failures = store._read_changes, 3
+
+    def read_or_fail(after: int) -> tuple[Change, ...]:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise StoreDamaged("the disk is away")
+        return read(after)
+
+    monkeypatch.setattr(store, "_read_changes", read_or_fail)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        tasks.create_task(catalog.follow(store))
+        await store.put(entity("damaged").id, {"rules": "none"}, etag=None)
+        await administration.delete(entity("a").id)
+        await catalog.wait_applied(await store.revision())
+        namespace = catalog.namespace("myRelayNS")
+        assert namespace is not None and catalog.find(namespace, "a") is None
+        assert catalog.find(namespace, "damaged") is None
+        await store.close()
+    assert failures == 0
+    # Once for the store, however often it was asked, and once for the document.
+    assert len(caplog.records) == 2
+    assert "the disk is away" in caplog.text and "damaged" in caplog.text and "none" not in caplog.text
+
+
+async def test_a_feed_of_a_closed_store_ends() -> None:
+    store, catalog = SqliteStore(":memory:"), Catalog()
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        feed = tasks.create_task(catalog.follow(store))
+        await asyncio.sleep(0)
+        await store.close()
+        await feed
+        await catalog.follow(store)
+    assert catalog.revision == 0
 
 
 _NAMES = st.sampled_from(["a", "A", "b", "c/d"])

@@ -13,10 +13,20 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from trunkline.protocol.limits import Limits, resolve
-from trunkline.server.entities.model import Entity, HybridConnection, Namespace, from_document, parse_id
-from trunkline.server.entities.store import Change, ChangesForgotten, EntityStore
+from trunkline.server.entities.model import (
+    DamagedDocument,
+    Entity,
+    HybridConnection,
+    Namespace,
+    from_document,
+    parse_id,
+)
+from trunkline.server.entities.store import Change, ChangesForgotten, EntityStore, StoreClosed, StoreError
 
 log = logging.getLogger(__name__)
+
+#: Seconds before a store that failed is asked again.
+RETRY = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,15 +181,40 @@ class Catalog:
         self._wake()
 
     async def follow(self, store: EntityStore) -> None:
-        """Applies each change as it comes, until the store is closed."""
+        """Applies each change as it comes, until the store is closed.
+
+        A store that fails is asked again, and a document that cannot be read is passed over: whoever gives up here
+        never hears of a key that is removed later.
+        """
+        told = ""
         while True:
             try:
-                async with aclosing(store.changes(self.revision)) as feed:
-                    async for change in feed:
-                        self.apply(change)
+                await self._follow(store)
                 return
-            except ChangesForgotten:
-                await self.load(store)
+            except StoreClosed:
+                return
+            except (StoreError, DamagedDocument) as error:
+                if str(error) != told:
+                    told = str(error)
+                    log.error("no change of an entity takes effect until the store can be read again: %s", error)
+                await asyncio.sleep(RETRY)
+
+    async def _follow(self, store: EntityStore) -> None:
+        try:
+            async with aclosing(store.changes(self.revision)) as feed:
+                async for change in feed:
+                    self._apply_or_skip(change)
+        except ChangesForgotten:
+            await self.load(store)
+            await self._follow(store)
+
+    def _apply_or_skip(self, change: Change) -> None:
+        try:
+            self.apply(change)
+        except DamagedDocument as error:
+            log.error("a change does not take effect, what was there before goes on: %s", error)
+            self.revision = max(self.revision, change.revision)
+            self._wake()
 
     async def wait_applied(self, revision: int) -> None:
         """Returns when the change with that revision, made by whomever, is in effect here."""
