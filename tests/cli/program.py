@@ -12,6 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+import pytest
+
+from trunkline.cli import run
+
 #: Seconds that a test waits for a program; it takes less than one unless something is wrong.
 PATIENCE = 30.0
 
@@ -38,12 +42,21 @@ def trunkline(
     )
 
 
-def failure_of(*arguments: str, status: int, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> str:
+def failure_of(*arguments: str, status: int, env: Mapping[str, str] | None = None) -> str:
     """What a command that must fail says on stderr: one line, at most one more with the remedy, no traceback."""
-    done = trunkline(*arguments, env=env, cwd=cwd)
-    text = done.stderr.decode()
-    assert done.returncode == status, text
-    assert done.stdout == b""
+    done = trunkline(*arguments, env=env)
+    return _checked(done.returncode, done.stdout.decode(), done.stderr.decode(), status)
+
+
+def wrong_usage_of(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """The same for a command that ends with 2 before it does anything: in this process, which takes less time."""
+    status = run(arguments)
+    return _checked(status, *capsys.readouterr(), 2)
+
+
+def _checked(status: int, output: str, text: str, expected: int) -> str:
+    assert status == expected, text
+    assert output == ""
     assert "Traceback" not in text and "must not happen" not in text
     lines = text.splitlines()
     errors = [line for line in lines if line.startswith("error: ")]

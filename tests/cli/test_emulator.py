@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.program import Program, failure_of, trunkline
+from cli.program import Program, failure_of, trunkline, wrong_usage_of
 from trunkline.cli.emulator import MANAGE_RULE, declare, well_known_key
 
 FREE_PORTS = ("--port", "0", "--admin-port", "0")
@@ -115,8 +115,8 @@ def test_environment_of_another_node_does_not_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "relay.example.com", ""])
-def test_emulator_is_for_this_computer_alone(host: str) -> None:
-    assert "not a loopback address" in failure_of("emulator", "--host", host, status=2)
+def test_emulator_is_for_this_computer_alone(host: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "not a loopback address" in wrong_usage_of("emulator", "--host", host, capsys=capsys)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere 127.0.0.1 is the only address of its net")
@@ -152,8 +152,10 @@ def test_taken_port_names_the_option(tmp_path: Path) -> None:
         ("--preset", "aws"),
     ],
 )
-def test_wrong_options_are_refused(options: tuple[str, ...], tmp_path: Path) -> None:
-    failure_of("emulator", "--data", str(tmp_path), *options, status=2)
+def test_wrong_options_are_refused(
+    options: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong_usage_of("emulator", "--data", str(tmp_path), *options, capsys=capsys)
 
 
 def test_rules_have_one_right_each_and_keys_of_their_own() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.program import Program, failure_of, trunkline
+from cli.program import Program, failure_of, trunkline, wrong_usage_of
 
 #: As in the documentation, every key of it.
 FILE = """\
@@ -158,10 +158,12 @@ def test_peer_that_does_not_trust_the_node_is_one_line_in_the_log(file: Path) ->
         ("[[namespace]]\nname = 'a b'\n", "trunkline.toml:2: namespace.name"),
     ],
 )
-def test_wrong_file_is_told_with_its_line(tmp_path: Path, text: str, said: str) -> None:
+def test_wrong_file_is_told_with_its_line(
+    tmp_path: Path, text: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "trunkline.toml"
     file.write_text(text)
-    assert said in failure_of("serve", "--config", str(file), status=2)
+    assert said in wrong_usage_of("serve", "--config", str(file), capsys=capsys)
 
 
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
