@@ -119,7 +119,7 @@ def parse_target(target: str) -> RelayTarget | HttpTarget:
     prefix = _RELAY_PATH.match(path)
     raw_path = path[prefix.end() :] if prefix else path.lstrip("/")
     raw_segments = tuple(raw_path.split("/")) if raw_path else ()
-    if any(map(_climbs, raw_segments)):
+    if _climbs(raw_path):
         raise InvalidUrl("The address is malformed: its path must not hold '..'")
     segments = tuple(unquote(segment) for segment in raw_segments if segment)
     parameters = _parameters(query)
@@ -277,7 +277,7 @@ def parse_address(text: str) -> tuple[str, int | None, str, bool]:
     host, port = split_authority(authority)
     prefix = _RELAY_PATH.match(raw_path)
     raw_path = raw_path[prefix.end() :] if prefix else raw_path
-    if any(map(_climbs, raw_path.split("/"))):
+    if _climbs(raw_path):
         raise InvalidUrl("The path of the address must not hold '..'")
     return host, port, unquote(raw_path).strip("/"), scheme.lower() in ("sb", "wss", "https")
 
@@ -338,18 +338,18 @@ def _name(part: str) -> str:
     return unquote_plus(name).lower() if equals else ""
 
 
-def _decodings(segment: str) -> Iterator[str]:
-    """``segment`` as sent and after each further decoding that a listener may do, at most three."""
+def _decodings(path: str) -> Iterator[str]:
+    """``path`` as sent and after each further decoding that a listener may do, at most three."""
     for _ in range(4):
-        yield segment
-        decoded = unquote(segment)
-        if decoded == segment:
+        yield path
+        decoded = unquote(path)
+        if decoded == path:
             return
-        segment = decoded
+        path = decoded
 
 
 def _climbs(raw: str) -> bool:
-    """Whether a path segment, or a part of it once decoded, means its parent."""
+    """Whether a segment of a path, or a part of one once decoded, means its parent."""
     return any(_PARENT.search(form) for form in _decodings(raw))
 
 
