@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import socket
 import ssl
 import time
@@ -513,3 +514,18 @@ async def test_no_key_is_in_the_log_of_a_node(caplog: pytest.LogCaptureFixture) 
             await peer.leave()
     assert "trunkline.toml added hybrid connection myRelayNS/more" in caplog.text
     assert "secret-key" not in caplog.text and "sig=" not in caplog.text
+
+
+# -- what is refused before anybody knows what was asked
+
+
+async def test_peer_that_does_not_speak_http_is_told_a_tracking_id() -> None:
+    async with new_node() as node, await Peer.dial(node.port) as peer:
+        peer.send(b"\x16\x03\x01 this would be TLS")
+        answer = await peer.answer()
+        assert answer.status == 400
+        assert re.fullmatch(
+            r"This is not HTTP: it looks like TLS, and this port is without\. TrackingId:[0-9a-f-]{36}, "
+            r"SystemTracker:sb://, Timestamp:\S+ \S+ [AP]M",
+            answer.phrase,
+        )

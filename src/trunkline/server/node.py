@@ -48,8 +48,9 @@ from trunkline.server.entities.sqlite import SqliteStore
 from trunkline.server.entities.store import EntityStore
 from trunkline.server.relay.admission import Admission
 from trunkline.server.relay.broker import Broker
-from trunkline.server.relay.frontend import TLS_READ_SIZE, Exchange, Frontend, has_descriptors
+from trunkline.server.relay.frontend import Exchange, Frontend
 from trunkline.server.relay.listeners import LocalDirectory
+from trunkline.server.relay.sockets import TLS_READ_SIZE, has_descriptors
 from trunkline.server.relay.splicing import Splicing
 from trunkline.server.status import Phase, answer
 from trunkline.server.tls import Certificates
@@ -149,8 +150,9 @@ class Node:
         authorizer = Authorizer(self.catalog)
         self.directory = LocalDirectory(clock=self._clock, chance=random.Random(secrets.randbits(64)))
         self.splicing = Splicing(clock=self._clock, masker=_masker)
+        admission = Admission(self.catalog, authorizer, wall_clock=time.time, new_guid=lambda: str(uuid.uuid4()))
         self.broker = Broker(
-            admission=Admission(self.catalog, authorizer, wall_clock=time.time, new_guid=lambda: str(uuid.uuid4())),
+            admission=admission,
             authorizer=authorizer,
             directory=self.directory,
             splicing=self.splicing,
@@ -163,7 +165,12 @@ class Node:
             public_url=_websocket_url(settings.public_url),
         )
         kept = DESCRIPTORS_KEPT + DESCRIPTORS_KEPT_FOR_ADMIN
-        self._frontend = Frontend(self.broker.serve, self._clock, has_room=partial(has_descriptors, kept))
+        self._frontend = Frontend(
+            self.broker.serve,
+            self._clock,
+            has_room=partial(has_descriptors, kept),
+            phrase=admission.early_phrase,
+        )
         self._admin = Frontend(self._serve_admin, self._clock, has_room=partial(has_descriptors, DESCRIPTORS_KEPT))
         self._certificates: Certificates | None = None
 

@@ -11,7 +11,7 @@ from trunkline.protocol.errors import ServerBusy
 from trunkline.protocol.frames import Opcode
 from trunkline.server.relay import control_channel as module
 from trunkline.server.relay.control_channel import BACKLOG, ControlChannel
-from trunkline.server.relay.frontend import RECEIVE_BUFFER
+from trunkline.server.relay.sockets import RECEIVE_BUFFER
 
 
 def channel_of(relay: Relay) -> ControlChannel:

@@ -28,17 +28,15 @@ from server.relay.peers import (
 )
 from trunkline.protocol.errors import QuotaExceeded, RelayError
 from trunkline.protocol.limits import HEAD_TIMEOUT, REQUEST_HEAD_LIMIT
-from trunkline.server.relay import frontend as frontend_module
 from trunkline.server.relay.frontend import (
     EARLY_LIMIT,
     LINGER,
     Exchange,
     Frontend,
     FrontendProtocol,
-    descriptor_limit,
-    has_descriptors,
     parse_head,
 )
+from trunkline.server.relay.sockets import RECEIVE_BUFFER
 
 
 class Echo(asyncio.BufferedProtocol):
@@ -54,10 +52,10 @@ class Echo(asyncio.BufferedProtocol):
         transport.write(early)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return frontend_module.RECEIVE_BUFFER
+        return RECEIVE_BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.transport.write(bytes(frontend_module.RECEIVE_BUFFER[:nbytes]))
+        self.transport.write(bytes(RECEIVE_BUFFER[:nbytes]))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost.set()
@@ -338,7 +336,7 @@ async def test_bytes_ahead_of_a_late_101_are_bounded_and_none_is_lost(tls: bool)
         for _ in range(50):
             await asyncio.sleep(0)
         # One read on top of the limit, and under TLS what was decrypted with it.
-        assert len(held._buffer) <= EARLY_LIMIT + len(frontend_module.RECEIVE_BUFFER)
+        assert len(held._buffer) <= EARLY_LIMIT + len(RECEIVE_BUFFER)
         echo = Echo()
         assert exchange.upgrade(echo)
         assert (await peer.answer()).status == 101
@@ -359,17 +357,17 @@ class Hesitant(asyncio.BufferedProtocol):
         self.got += early
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return frontend_module.RECEIVE_BUFFER
+        return RECEIVE_BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.got += frontend_module.RECEIVE_BUFFER[:nbytes]
+        self.got += RECEIVE_BUFFER[:nbytes]
         self.transport.pause_reading()
         asyncio.get_running_loop().call_soon(self.transport.resume_reading)
 
 
 @pytest.mark.parametrize("tls", [False, True])
 async def test_nothing_is_left_behind_in_a_transport_that_was_paused(tls: bool) -> None:
-    assert len(frontend_module.RECEIVE_BUFFER) >= SSL_BIO_SIZE_DEFAULTS["ssl_incoming_bio_size"]
+    assert len(RECEIVE_BUFFER) >= SSL_BIO_SIZE_DEFAULTS["ssl_incoming_bio_size"]
     hesitant = Hesitant()
     async with Port(lambda exchange: exchange.upgrade(hesitant), tls=tls) as port, await port.dial() as peer:
         peer.send(handshake("/"))
@@ -590,11 +588,6 @@ async def test_connections_for_which_there_is_no_room_are_closed_and_counted_in_
         async with await Peer.dial(serving.port) as late:
             late.send(handshake("/late"))
             assert (await late.answer()).status == 200
-
-
-def test_room_is_what_the_system_lets_a_process_open() -> None:
-    assert has_descriptors(0)
-    assert not has_descriptors(descriptor_limit())
 
 
 # -- what is shown

@@ -16,8 +16,8 @@ from trunkline.protocol.errors import EndpointNotFound
 from trunkline.protocol.frames import Opcode
 from trunkline.protocol.splice import Side
 from trunkline.server.relay import legs
-from trunkline.server.relay.frontend import RECEIVE_BUFFER
 from trunkline.server.relay.legs import HIGH_WATER, LOW_WATER, Leg
+from trunkline.server.relay.sockets import RECEIVE_BUFFER
 
 # More than the sockets on the way hold.
 BULK = os.urandom(1_048_576) * 12

@@ -16,8 +16,8 @@ from server.relay.peers import Frame, Peer, Relay, client_tls, frame, hybrid_con
 from trunkline.protocol.errors import EndpointNotFound
 from trunkline.protocol.frames import Opcode
 from trunkline.protocol.splice import Side
-from trunkline.server.relay.frontend import RECEIVE_BUFFER
 from trunkline.server.relay.legs import HIGH_WATER
+from trunkline.server.relay.sockets import RECEIVE_BUFFER
 from trunkline.server.relay.splicing import Connection
 
 # What a leg may hold for a peer that does not read: its limit, one read of the other leg with the heads of its frames,

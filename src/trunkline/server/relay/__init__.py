@@ -7,6 +7,7 @@
     control_channel  tells the listener; keeps its control channel
     splicing         the established connection
     legs             its two WebSockets
+    sockets          what all of them share with the system: the receive buffer, keepalive, lost peers, descriptors
 
 Nothing here reads the store: what may happen is decided from the catalog in memory, and a change of the catalog
 reaches the data plane through `Broker.changed`.

@@ -212,6 +212,10 @@ class Admission:
         grant.require(Right.LISTEN)
         return grant
 
+    def early_phrase(self, error: RelayError) -> str:
+        """The reason phrase for a peer whose request could not be read: a tracking id, and no address."""
+        return error.reason_phrase(tracking_id=self._new_guid(), address="sb://", now=self._wall_clock())
+
     def refuse(self, exchange: Exchange, error: Exception) -> None:
         """Answer with an error: one line that says what, which endpoint, when, and the tracking id."""
         known = error if isinstance(error, RelayError) else InternalError()

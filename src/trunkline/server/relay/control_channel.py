@@ -18,9 +18,9 @@ from trunkline.protocol.errors import ConnectionLost, RelayError
 from trunkline.protocol.messages import Accept
 from trunkline.protocol.urls import Action, accept_address
 from trunkline.server.entities.authorization import Grant
-from trunkline.server.relay.frontend import RECEIVE_BUFFER, is_lost
-from trunkline.server.relay.legs import Farewell, enable_keepalive
+from trunkline.server.relay.legs import Farewell
 from trunkline.server.relay.listeners import Offer, Registration
+from trunkline.server.relay.sockets import RECEIVE_BUFFER, enable_keepalive, is_lost
 
 # A listener that has not read this much of its offers is told of no more.
 BACKLOG = 1_048_576

@@ -19,9 +19,6 @@ import asyncio
 import base64
 import hashlib
 import logging
-import os
-import socket
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from email.utils import formatdate
@@ -39,11 +36,7 @@ from trunkline.protocol.errors import (
     clean_phrase,
 )
 from trunkline.protocol.limits import ENTITY_PATH_LIMIT, HEAD_TIMEOUT, REQUEST_HEAD_LIMIT
-
-try:
-    import resource
-except ImportError:  # Windows, where a process has no such limit
-    resource = None  # type: ignore[assignment]
+from trunkline.server.relay.sockets import RECEIVE_BUFFER, descriptor_limit, end_writing, is_lost
 
 log = logging.getLogger("trunkline.relay")
 
@@ -56,73 +49,8 @@ EARLY_LIMIT = 65_536
 # Seconds for a refused peer to read its answer and close.
 LINGER = 2.0
 
-# What a TLS transport reads from its socket at once: sixteen full records.
-TLS_READ_SIZE = 16 * (16_384 + 64)
-
-# One receive buffer for every connection of the loop: an idle connection owns none. asyncio calls `get_buffer` and
-# `buffer_updated` back to back, so what lies in it is taken out before anybody else writes there. It takes all that a
-# TLS transport can have decrypted: what aiofastnet has left over when it is paused is not delivered after it is
-# resumed, unless more arrives from the network.
-RECEIVE_BUFFER = memoryview(bytearray(TLS_READ_SIZE))
-
-
 # Characters of a path in a log line: the longest of an entity with what may stand around it.
 _SHOWN = 2 * ENTITY_PATH_LIMIT
-
-# States of a TCP connection as the first byte of TCP_INFO gives them (Linux, tcp_states.h).
-_TCP_CLOSED = 7
-_TCP_CLOSED_BY_PEER = 8
-
-
-def descriptor_limit() -> int:
-    """How many files and sockets the process may have open."""
-    if resource is None:
-        return sys.maxsize
-    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
-
-
-def has_descriptors(keep: int) -> bool:
-    """Whether the process may open `keep` more files or sockets, and some.
-
-    A listening socket that cannot accept stays ready: aiofastnet 1.2 then turns in circles and fills the log.
-    """
-    try:
-        # The system gives the lowest number that is free.
-        lowest = os.open(os.devnull, os.O_RDONLY)
-    except OSError:
-        return False
-    os.close(lowest)
-    return lowest + keep < descriptor_limit()
-
-
-def is_lost(transport: asyncio.BaseTransport, *, or_ended: bool = False) -> bool:
-    """Whether the peer has reset the connection, asked of the system and not of the event loop.
-
-    uvloop does not tell when the reset comes in the same moment as bytes: those are read, and the socket is never
-    looked at again (uv_poll of libuv stops at an error). So whoever was read has to be looked at once more.
-
-    Args:
-        transport: of a TCP connection; of any other nothing is known, which is no loss.
-        or_ended: also when the peer has only ended its own direction; for a transport that is not read.
-    """
-    sock = transport.get_extra_info("socket")
-    if sock is None or sys.platform != "linux":
-        return False
-    try:
-        state: int = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
-    except OSError:
-        return False
-    return state == _TCP_CLOSED or (or_ended and state == _TCP_CLOSED_BY_PEER)
-
-
-def end_writing(transport: asyncio.Transport) -> None:
-    """Tell the peer that nothing more comes, behind what the transport holds."""
-    try:
-        transport.write_eof()
-    except OSError:
-        # The peer has reset the connection, and the loop has not seen it yet.
-        transport.abort()
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +231,7 @@ class Frontend:
         serve: called with each request whose head is whole.
         clock: seconds, monotonic; the loop's time.
         has_room: whether the process can hold one more connection, asked for each.
+        phrase: the reason phrase of a refusal whose request nobody has seen.
     """
 
     def __init__(
@@ -311,9 +240,11 @@ class Frontend:
         clock: Callable[[], float],
         *,
         has_room: Callable[[], bool] = lambda: True,
+        phrase: Callable[[RelayError], str] = lambda error: clean_phrase(error.message),
     ) -> None:
         self.serve = serve
         self.clock = clock
+        self.phrase = phrase
         self._has_room = has_room
         # Connections for which there was no room, since the last look at the clock.
         self._turned_away = 0
@@ -451,7 +382,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
 
     def _refuse(self, error: RelayError) -> None:
         self._frontend.heads.pop(self, None)
-        phrase = clean_phrase(error.message)
+        phrase = self._frontend.phrase(error)
         headers = [("Sec-WebSocket-Version", "13")] if isinstance(error, UpgradeRequired) else []
         self.respond(error.status, phrase, headers, phrase.encode() + b"\n", "text/plain; charset=utf-8")
 

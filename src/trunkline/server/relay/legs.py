@@ -7,11 +7,10 @@ this leg's transport takes no more, the other leg is not read until it does (bac
 from __future__ import annotations
 
 import asyncio
-import socket
 from typing import TYPE_CHECKING
 
 from trunkline.protocol.splice import Outgoing, Side
-from trunkline.server.relay.frontend import RECEIVE_BUFFER, end_writing, is_lost
+from trunkline.server.relay.sockets import RECEIVE_BUFFER, enable_keepalive, end_writing, is_lost
 
 if TYPE_CHECKING:
     from trunkline.server.relay.splicing import Connection
@@ -190,15 +189,3 @@ class Farewell:
             self._timer = self._loop.call_later(CLOSE_TIMEOUT, self._look)
         else:
             self._transport.abort()
-
-
-def enable_keepalive(transport: asyncio.Transport) -> None:
-    """Let TCP find a peer that is gone without a word, where no idle timeout does."""
-    sock = transport.get_extra_info("socket")
-    if sock is None:
-        return
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
-        option = getattr(socket, name, None)
-        if option is not None:
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -13,7 +13,8 @@ import pytest
 from server.relay.peers import Peer, Relay, client_tls, frame, handshake, server_tls, token, until
 from trunkline.protocol.frames import Opcode
 from trunkline.protocol.splice import Side
-from trunkline.server.relay.frontend import EARLY_LIMIT, is_lost
+from trunkline.server.relay.frontend import EARLY_LIMIT
+from trunkline.server.relay.sockets import descriptor_limit, has_descriptors, is_lost
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the state of a TCP connection")
 
@@ -126,3 +127,8 @@ async def test_of_what_is_no_tcp_connection_nothing_is_known() -> None:
         transport.close()
         await asyncio.sleep(0)
     assert not is_lost(asyncio.Transport())
+
+
+def test_room_is_what_the_system_lets_a_process_open() -> None:
+    assert has_descriptors(0)
+    assert not has_descriptors(descriptor_limit())

@@ -1,0 +1,92 @@
+"""What connections share with the system below them: the receive buffer, and what sockets know that loops do not tell.
+
+Used by `frontend`, `control_channel` and `legs`. Each workaround says what it was seen to be needed for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+
+try:
+    import resource
+except ImportError:  # Windows, where a process has no such limit
+    resource = None  # type: ignore[assignment]
+
+# What a TLS transport reads from its socket at once: sixteen full records.
+TLS_READ_SIZE = 16 * (16_384 + 64)
+
+# One receive buffer for every connection of the loop: an idle connection owns none. asyncio calls `get_buffer` and
+# `buffer_updated` back to back, so what lies in it is taken out before anybody else writes there. It takes all that a
+# TLS transport can have decrypted: what aiofastnet has left over when it is paused is not delivered after it is
+# resumed, unless more arrives from the network.
+RECEIVE_BUFFER = memoryview(bytearray(TLS_READ_SIZE))
+
+# States of a TCP connection as the first byte of TCP_INFO gives them (Linux, tcp_states.h).
+_TCP_CLOSED = 7
+_TCP_CLOSED_BY_PEER = 8
+
+
+def descriptor_limit() -> int:
+    """How many files and sockets the process may have open."""
+    if resource is None:
+        return sys.maxsize
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def has_descriptors(keep: int) -> bool:
+    """Whether the process may open `keep` more files or sockets, and some.
+
+    A listening socket that cannot accept stays ready: aiofastnet 1.2 then turns in circles and fills the log.
+    """
+    try:
+        # The system gives the lowest number that is free.
+        lowest = os.open(os.devnull, os.O_RDONLY)
+    except OSError:
+        return False
+    os.close(lowest)
+    return lowest + keep < descriptor_limit()
+
+
+def is_lost(transport: asyncio.BaseTransport, *, or_ended: bool = False) -> bool:
+    """Whether the peer has reset the connection, asked of the system and not of the event loop.
+
+    uvloop does not tell when the reset comes in the same moment as bytes: those are read, and the socket is never
+    looked at again (uv_poll of libuv stops at an error). So whoever was read has to be looked at once more.
+
+    Args:
+        transport: of a TCP connection; of any other nothing is known, which is no loss.
+        or_ended: also when the peer has only ended its own direction; for a transport that is not read.
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is None or sys.platform != "linux":
+        return False
+    try:
+        state: int = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+    except OSError:
+        return False
+    return state == _TCP_CLOSED or (or_ended and state == _TCP_CLOSED_BY_PEER)
+
+
+def end_writing(transport: asyncio.Transport) -> None:
+    """Tell the peer that nothing more comes, behind what the transport holds."""
+    try:
+        transport.write_eof()
+    except OSError:
+        # The peer has reset the connection, and the loop has not seen it yet.
+        transport.abort()
+
+
+def enable_keepalive(transport: asyncio.Transport) -> None:
+    """Let TCP find a peer that is gone without a word, where no idle timeout does."""
+    sock = transport.get_extra_info("socket")
+    if sock is None:
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
+        option = getattr(socket, name, None)
+        if option is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
