@@ -214,7 +214,7 @@ class Node:
             context = self._certificates.context
         await self._listen(self._frontend, "", context)
         self.phase = Phase.READY
-        log.info("ready on %s", self.url)
+        log.debug("ready on %s", self.url)  # whoever runs the node says so to people
 
     async def _listen(self, frontend: Frontend, prefix: str, context: ssl.SSLContext | None) -> None:
         """Open the port that the settings `{prefix}host` and `{prefix}port` say."""
@@ -242,7 +242,7 @@ class Node:
                 errno.EADDRINUSE: f"Another program has it, perhaps a node: stop that one, or set another {prefix}port",
                 errno.EACCES: f"The system does not allow it: set {prefix}port to one above 1023",
             }.get(error.errno or 0, f"Set {prefix}host to an address of this machine")
-            raise InvalidSetting(f"The node cannot listen on {host}:{port}: {error.strerror}. {remedy}") from error
+            raise InvalidSetting(f"The node cannot listen on {host}:{port}: {error.strerror or error}. {remedy}") from error
         self._servers.append(server)
         self._ports.append(server.sockets[0].getsockname()[1])
 
