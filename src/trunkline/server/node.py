@@ -242,7 +242,8 @@ class Node:
                 errno.EADDRINUSE: f"Another program has it, perhaps a node: stop that one, or set another {prefix}port",
                 errno.EACCES: f"The system does not allow it: set {prefix}port to one above 1023",
             }.get(error.errno or 0, f"Set {prefix}host to an address of this machine")
-            raise InvalidSetting(f"The node cannot listen on {host}:{port}: {error.strerror or error}. {remedy}") from error
+            why = error.strerror or error
+            raise InvalidSetting(f"The node cannot listen on {host}:{port}: {why}. {remedy}") from error
         self._servers.append(server)
         self._ports.append(server.sockets[0].getsockname()[1])
 
