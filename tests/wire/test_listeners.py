@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-from trunkline.testing import relay_node
 
+from trunkline.testing import relay_node
 from wire.addresses import Addresses
 from wire.node_script import NodeScript
 

@@ -7,8 +7,8 @@ import hashlib
 from collections.abc import Callable
 
 import pytest
-from trunkline.testing import relay_node
 
+from trunkline.testing import relay_node
 from wire.addresses import Addresses
 from wire.node_script import NodeScript, content
 

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-from trunkline.testing import relay_node
 
 from trunkline.sdk import HybridConnectionClient, HybridConnectionListener
+from trunkline.testing import relay_node
 from wire.addresses import Addresses
 from wire.node_script import NodeScript, content
 
