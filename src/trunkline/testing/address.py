@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from trunkline.server.entities.model import Rule
 from trunkline.testing.declared import checked_rights
 
 
-class Address:
+class Address(ABC):
     """Where a node is and how to get in; the same for a node in this loop and for one in a thread."""
 
     #: Host name or address in URLs and connection strings.
@@ -29,17 +30,18 @@ class Address:
     tls: bool
 
     @property
+    @abstractmethod
     def port(self) -> int:
         """Port of the data plane."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def ca_file(self) -> Path | None:
         """The certificate authority that clients must trust, as PEM; None without TLS."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _catalog(self) -> Catalog:
-        raise NotImplementedError
+        """What the node knows of its entities."""
 
     # --- how programs of others connect ---
 
