@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from trunkline.cli import guide
+from trunkline.cli.data_folder import NAMESPACE, ORIGIN, check_is_for_emulator
 from trunkline.cli.event_loop import run
 from trunkline.cli.failure import usage
 from trunkline.cli.node_process import NodeProcess, log_to_stderr
@@ -30,7 +31,6 @@ from trunkline.server.config.names import hybrid_connection_name
 from trunkline.server.config.settings import load
 from trunkline.server.node import Node
 
-NAMESPACE = "emulator"
 MANAGE_RULE = "RootManageSharedAccessKey"
 LISTEN_RULE = "listen"
 SEND_RULE = "send"
@@ -93,6 +93,7 @@ def command(
     log_to_stderr()
 
     async def emulate() -> None:
+        await check_is_for_emulator(process_settings.data)
         process = NodeProcess(process_settings, declaration)
         done = asyncio.Event()
 
@@ -128,7 +129,7 @@ def declare(names: list[str]) -> Declaration:
         )
     )
     entities = tuple(DeclaredHybridConnection(name) for name in names)
-    return Declaration("emulator", (DeclaredNamespace(NAMESPACE, rules=rules, hybrid_connections=entities),))
+    return Declaration(ORIGIN, (DeclaredNamespace(NAMESPACE, rules=rules, hybrid_connections=entities),))
 
 
 def facts_of(node: Node, names: list[str]) -> guide.Facts:

@@ -65,7 +65,6 @@ class NodeProcess:
             while_ready: runs beside the node from the moment it is ready; when it returns nothing happens, when it
                 raises the node stops.
         """
-        asyncio.get_running_loop().set_exception_handler(_tell_failed_handshakes_in_a_line)
         for number in (signal.SIGTERM, signal.SIGINT):
             on_signal(number, partial(self.stop, number))
         if self._reread is not None and hasattr(signal, "SIGHUP"):
@@ -108,14 +107,6 @@ class NodeProcess:
                 changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
                 if changed:
                     log.warning("a restart is needed for what changed in [node]: %s", ", ".join(changed))
-
-
-def _tell_failed_handshakes_in_a_line(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Port probes and clients that do not trust the certificate are everyday life, and no errors of the node."""
-    if "handshake" in str(context.get("message", "")).lower():
-        log.info("a TLS handshake failed: %s", context.get("exception"))
-    else:
-        loop.default_exception_handler(context)
 
 
 @asynccontextmanager

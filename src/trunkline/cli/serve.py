@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from trunkline.cli.data_folder import check_is_for_node
 from trunkline.cli.event_loop import run
 from trunkline.cli.node_process import NodeProcess, log_to_stderr
 from trunkline.cli.settings_options import flags, with_settings
@@ -47,6 +48,7 @@ def command(
         print(f"ready on {node.url}, admin on port {node.admin_port}", file=sys.stderr, flush=True)
 
     async def serve() -> None:
+        await check_is_for_node(process_settings.data)
         process = NodeProcess(
             process_settings,
             declaration,
