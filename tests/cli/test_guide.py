@@ -43,14 +43,19 @@ def test_next_lines_are_quoted_for_a_shell(monkeypatch: pytest.MonkeyPatch) -> N
     assert connect[:3] == ["echo", "hello", "|"] and connect[-1] == FACTS.send_connection_string
 
 
-def test_program_is_named_as_it_was_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_program_is_named_so_that_any_other_terminal_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "bin" / "trunkline"
     program.parent.mkdir()
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [str(program)])
-    assert guide.next_lines(FACTS)[0].split()[0].replace("\\", "/") == "bin/trunkline"
+    monkeypatch.setattr(sys, "argv", ["bin/trunkline"])
+    # An activated virtual environment is on the path of this terminal alone.
+    monkeypatch.setenv("PATH", str(program.parent))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    assert shlex.split(guide.next_lines(FACTS)[0])[0] == str(program)
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+    assert shlex.split(guide.next_lines(FACTS)[0])[0] == "trunkline"
 
 
 def test_facts_as_json_are_all_facts() -> None:

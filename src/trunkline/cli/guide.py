@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import sys
@@ -77,12 +76,12 @@ def text(facts: Facts) -> str:
 
 
 def _program() -> str:
-    """How this program was called, in a form that works from another terminal in the same folder."""
+    """This program in a form that works from any other terminal: what is on the path here may not be there."""
     called = Path(sys.argv[0])
     if called.name != "trunkline":
         return f"{shlex.quote(sys.executable)} -m trunkline"
     found = shutil.which("trunkline")
-    if found is not None and Path(found).resolve() == called.resolve():
+    in_virtual_environment = sys.prefix != sys.base_prefix  # which puts itself on the path of one terminal
+    if found is not None and not in_virtual_environment and Path(found).resolve() == called.resolve():
         return "trunkline"
-    relative = os.path.relpath(called)
-    return shlex.quote(str(called) if relative.startswith("..") else relative)
+    return shlex.quote(str(called.absolute()))
