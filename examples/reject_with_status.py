@@ -16,10 +16,14 @@ def judge(request: IncomingConnection) -> None:
 
 async def main() -> None:
     async with relay() as (connection_string, ssl):
-        async with HybridConnectionListener(connection_string, entity_path="test", ssl=ssl, accept_handler=judge):
+        async with HybridConnectionListener(
+            connection_string, entity_path="test", ssl=ssl, accept_handler=judge
+        ) as listener:
             client = HybridConnectionClient(connection_string, entity_path="test", ssl=ssl)
-            async with await client.create_connection(headers={"X-Badge": "blue"}):
-                print("with a badge: connected")
+            sender = await client.create_connection(headers={"X-Badge": "blue"})
+            accepted = await listener.accept()
+            print("with a badge: connected")
+            await asyncio.gather(sender.close(), accepted.close())
             try:
                 await client.create_connection()
             except ConnectionRejected as error:
