@@ -61,7 +61,7 @@ docs: $(READY)
 lock:
 	@test -x .cache/lock/bin/uv || { $(PYTHON) -m venv .cache/lock && .cache/lock/bin/python -m pip install --quiet uv; }
 	.cache/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	  --group dev $(if $(UPGRADE),--upgrade) --output-file requirements.lock pyproject.toml
+	  --all-extras --group dev $(if $(UPGRADE),--upgrade) --output-file requirements.lock pyproject.toml
 	@! grep -n '://' requirements.lock
 
 clean:
