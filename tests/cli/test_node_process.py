@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from trunkline.cli import node_process
 from trunkline.cli.failure import Failure
 from trunkline.cli.node_process import NodeProcess, _log_what_the_loop_caught
 from trunkline.server.config.settings import NodeSettings
@@ -64,3 +65,13 @@ async def test_what_the_loop_caught_is_one_line_when_a_peer_did_it(caplog: pytes
     levels = [(record.levelname, record.exc_info is not None) for record in caplog.records]
     assert levels == [("INFO", False), ("INFO", False), ("ERROR", True)]
     assert all("protocol" not in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize(("limit", "said"), [(1_024, True), (8_191, True), (8_192, False)])
+def test_few_open_files_are_told_with_the_remedy(
+    limit: int, said: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(node_process, "raise_descriptor_limit", lambda: limit)
+    node_process.open_all_descriptors()
+    assert (f"open only {limit} files and sockets" in caplog.text) == said
+    assert ("LimitNOFILE=" in caplog.text) == said

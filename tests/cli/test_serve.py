@@ -90,6 +90,22 @@ def test_declarative_file_works_as_written(file: Path) -> None:
         )
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a limit of POSIX")
+def test_node_takes_all_files_and_sockets_that_it_may_have_and_says_how_many(file: Path) -> None:
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    try:
+        with served(file) as (node, _):
+            said = node.stderr
+            assert node.interrupt() == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert f", at most {hard} files and sockets\n" in said
+
+
 def test_second_namespace_is_reached_by_its_own_name(file: Path) -> None:
     """Clients resolve it; here --endpoint gives the address, and the audience of the token decides."""
     file.write_text(f'{FILE}\n[[namespace]]\nname = "second"\n[[namespace.rule]]\nname = "all"\nrights = ["Listen"]\n')

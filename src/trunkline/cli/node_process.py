@@ -22,8 +22,12 @@ from trunkline.protocol.errors import InvalidSetting, RelayError
 from trunkline.server.config.declarative import Declaration
 from trunkline.server.config.settings import NodeSettings
 from trunkline.server.node import Node
+from trunkline.server.relay.sockets import raise_descriptor_limit
 
 log = logging.getLogger("trunkline.node")
+
+# Files and sockets below which a node is told to be short of them: a relayed connection takes two.
+FEW_DESCRIPTORS = 8_192
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:
@@ -31,6 +35,17 @@ def log_to_stderr(level: int = logging.INFO) -> None:
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr)
     # What the SDK does for a demonstration is told by the demonstration.
     logging.getLogger("trunkline.sdk").setLevel(logging.WARNING)
+
+
+def open_all_descriptors() -> None:
+    """Take all the files and sockets that the system gives this process, and say when they are few."""
+    limit = raise_descriptor_limit()
+    if limit < FEW_DESCRIPTORS:
+        log.warning(
+            "the system lets this process open only %d files and sockets, and a relayed connection takes two:"
+            " raise its hard limit (ulimit -Hn, or LimitNOFILE= in a unit of systemd)",
+            limit,
+        )
 
 
 class NodeProcess:
@@ -73,6 +88,7 @@ class NodeProcess:
         elif hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             on_signal(signal.SIGHUP, partial(self.stop, signal.SIGHUP))
         asyncio.get_running_loop().set_exception_handler(_log_what_the_loop_caught)
+        open_all_descriptors()
         async with _started(Node(self._settings, self._declaration)) as node:
             async with asyncio.TaskGroup() as group:
                 beside = [group.create_task(while_ready(node)), group.create_task(self._keep_reloading(node))]

@@ -15,6 +15,7 @@ from trunkline.cli.settings_options import flags, with_settings
 from trunkline.server.config import declarative
 from trunkline.server.config.settings import SETTINGS, load
 from trunkline.server.node import Node
+from trunkline.server.relay.sockets import descriptor_limit
 
 
 @with_settings(SETTINGS)
@@ -45,7 +46,10 @@ def command(
     log_to_stderr()
 
     async def announce(node: Node) -> None:
-        print(f"ready on {node.url}, admin on port {node.admin_port}", file=sys.stderr, flush=True)
+        limit = descriptor_limit()
+        files = "any number of" if limit == sys.maxsize else f"at most {limit}"
+        where = f"ready on {node.url}, admin on port {node.admin_port}"
+        print(f"{where}, {files} files and sockets", file=sys.stderr, flush=True)
 
     async def serve() -> None:
         await check_is_for_node(process_settings.data)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
 import struct
 import sys
+from collections.abc import Iterator
 
 import pytest
 
 from server.relay.peers import Peer, Relay, client_tls, frame, handshake, server_tls, token, until
 from trunkline.protocol.frames import Opcode
 from trunkline.protocol.splice import Side
+from trunkline.server.relay import sockets
 from trunkline.server.relay.frontend import EARLY_LIMIT
-from trunkline.server.relay.sockets import descriptor_limit, has_descriptors, is_lost
+from trunkline.server.relay.sockets import descriptor_limit, has_descriptors, is_lost, raise_descriptor_limit
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the state of a TCP connection")
 
@@ -132,3 +135,48 @@ async def test_of_what_is_no_tcp_connection_nothing_is_known() -> None:
 def test_room_is_what_the_system_lets_a_process_open() -> None:
     assert has_descriptors(0)
     assert not has_descriptors(descriptor_limit())
+
+
+@pytest.fixture
+def limit() -> Iterator[tuple[int, int]]:
+    """The soft and the hard limit of this process, put back at the end."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield before
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_soft_limit_of_open_files_is_raised_to_the_hard_one(limit: tuple[int, int]) -> None:
+    _, hard = limit
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    assert descriptor_limit() == 256
+    assert raise_descriptor_limit() == descriptor_limit() == hard
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+
+
+@pytest.mark.parametrize(("hard", "raised"), [(-1, 10_240), (20_000, 10_240), (4_096, 4_096)])
+def test_macos_allows_no_more_than_open_max_whatever_its_hard_limit_says(
+    hard: int, raised: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = [(256, hard)]
+    monkeypatch.setattr(sockets.sys, "platform", "darwin")
+    monkeypatch.setattr(sockets.resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(sockets.resource, "setrlimit", lambda _, both: limits.append(both))
+    assert raise_descriptor_limit() == raised
+    assert limits[1:] == [(raised, hard)]
+
+
+def test_system_that_refuses_to_raise_the_limit_is_told_and_lived_with(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("not here")
+
+    monkeypatch.setattr(sockets.resource, "getrlimit", lambda _: (256, 4_096))
+    monkeypatch.setattr(sockets.resource, "setrlimit", refuse)
+    assert raise_descriptor_limit() == 256
+    assert "the limit of 256 open files and sockets cannot be raised: not here" in caplog.text
+
+
+def test_system_without_such_limits_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "resource", None)
+    assert raise_descriptor_limit() == descriptor_limit() == sys.maxsize

@@ -6,6 +6,7 @@ Used by `frontend`, `control_channel` and `legs`. Each workaround says what it w
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import sys
@@ -15,8 +16,13 @@ try:
 except ImportError:  # Windows, where a process has no such limit
     resource = None  # type: ignore[assignment]
 
+log = logging.getLogger("trunkline.relay")
+
 # What a TLS transport reads from its socket at once: sixteen full records.
 TLS_READ_SIZE = 16 * (16_384 + 64)
+
+# What macOS lets a process open at most, whatever its hard limit says (OPEN_MAX in sys/syslimits.h).
+_MOST_ON_MACOS = 10_240
 
 # One receive buffer for every connection of the loop: an idle connection owns none. asyncio calls `get_buffer` and
 # `buffer_updated` back to back, so what lies in it is taken out before anybody else writes there. It takes all that a
@@ -35,6 +41,26 @@ def descriptor_limit() -> int:
         return sys.maxsize
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def raise_descriptor_limit() -> int:
+    """Let the process open as many files and sockets as it may at most, and give that number.
+
+    Most systems give a process 1,024 (RLIMIT_NOFILE) and let it take many more by itself. For the whole process, so
+    a program that only has a node inside decides for itself.
+    """
+    if resource is None:
+        return sys.maxsize
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = hard
+    if sys.platform == "darwin" and (hard == resource.RLIM_INFINITY or hard > _MOST_ON_MACOS):
+        wanted = _MOST_ON_MACOS
+    if soft != resource.RLIM_INFINITY and (wanted == resource.RLIM_INFINITY or soft < wanted):
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except (OSError, ValueError) as error:
+            log.warning("the limit of %d open files and sockets cannot be raised: %s", soft, error)
+    return descriptor_limit()
 
 
 def has_descriptors(keep: int) -> bool:
