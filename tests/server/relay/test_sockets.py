@@ -158,9 +158,9 @@ def test_macos_allows_no_more_than_open_max_whatever_its_hard_limit_says(
     hard: int, raised: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits = [(256, hard)]
-    monkeypatch.setattr(sockets.sys, "platform", "darwin")
-    monkeypatch.setattr(sockets.resource, "getrlimit", lambda _: limits[-1])
-    monkeypatch.setattr(sockets.resource, "setrlimit", lambda _, both: limits.append(both))
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, both: limits.append(both))
     assert raise_descriptor_limit() == raised
     assert limits[1:] == [(raised, hard)]
 
@@ -171,8 +171,8 @@ def test_system_that_refuses_to_raise_the_limit_is_told_and_lived_with(
     def refuse(*_: object) -> None:
         raise OSError("not here")
 
-    monkeypatch.setattr(sockets.resource, "getrlimit", lambda _: (256, 4_096))
-    monkeypatch.setattr(sockets.resource, "setrlimit", refuse)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 4_096))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
     assert raise_descriptor_limit() == 256
     assert "the limit of 256 open files and sockets cannot be raised: not here" in caplog.text
 
