@@ -88,6 +88,7 @@ def command(
     folder = data or Path(typer.get_app_dir("trunkline")) / "emulator"
     # Whatever the environment says of another node: this one is for this computer, under its own name.
     own = {"host": host, "data": str(folder.absolute()), "admin_host": "127.0.0.1", "domain": "localhost"}
+    own["admin_socket"] = "admin.sock"
     process_settings = load(None, {**flags(settings), **own}).model_copy(update={"public_url": None})
     declaration = declare(names)
     log_to_stderr()

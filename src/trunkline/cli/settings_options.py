@@ -70,6 +70,7 @@ def _parameter(setting: Setting, default: object) -> inspect.Parameter:
 _VALUE = "development"
 _METAVARS = {
     **{"host": "ADDRESS", "admin_host": "ADDRESS", "port": "PORT", "admin_port": "PORT", "tls": "development|off"},
+    **{"admin_socket": "FILE|off", "admin_token": "TEXT"},
     **{"domain": "NAME", "data": "DIR", "public_url": "URL", "preset": "|".join(PRESETS)},
 }
 

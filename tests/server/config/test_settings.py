@@ -182,3 +182,27 @@ def test_any_value_is_taken_or_refused_with_its_place(flags: dict[str, object]) 
         assert str(error).isprintable()
     else:
         assert set(settings.limits) <= set(flags)
+
+
+def test_admin_socket_is_in_the_data_folder_unless_told_otherwise() -> None:
+    assert load().admin_socket == Path("admin.sock")
+    assert load(flags={"admin_socket": "off"}).admin_socket == Path("off")
+    assert load(parse("[node]\nadmin_socket = '/run/t.sock'\n", "a.toml")).admin_socket == Path("/run/t.sock")
+
+
+def test_admin_token_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "correct-horse-battery"
+    declaration = parse(f"[node]\nadmin_token = '{secret}'\n", "a.toml")
+    settings = load(declaration)
+    assert settings.admin_token is not None and settings.admin_token.get_secret_value() == secret
+    assert secret not in f"{settings!r} {settings} {declaration!r} {settings.model_dump_json()}"
+    monkeypatch.setenv("TRUNKLINE_ADMIN_TOKEN", secret[::-1])
+    token = load(declaration).admin_token
+    assert token is not None and token.get_secret_value() == secret[::-1]
+
+
+@pytest.mark.parametrize("value", ["too-short-secre", "a secret with spaces", "secret-of-fünfzehn", 1234567890123456])
+def test_wrong_admin_token_is_not_shown_either(value: object) -> None:
+    with pytest.raises(InvalidConfiguration, match="at least 16 characters") as caught:
+        load(flags={"admin_token": value})
+    assert str(value) not in str(caught.value) and "--admin-token" in str(caught.value)

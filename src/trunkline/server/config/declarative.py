@@ -65,8 +65,8 @@ class Declaration:
     #: moved is still the same.
     origin: str
     namespaces: tuple[DeclaredNamespace, ...] = ()
-    #: The ``[node]`` table as written, not checked yet; `settings.load` does.
-    node: Mapping[str, Any] = field(default_factory=dict)
+    #: The ``[node]`` table as written, not checked yet; `settings.load` does. Not shown: a secret may be in it.
+    node: Mapping[str, Any] = field(default_factory=dict, repr=False)
     #: Where relative paths in the file begin; None: there is no file.
     folder: Path | None = None
     #: Line of each key, for messages.

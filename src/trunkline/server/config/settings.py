@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -31,6 +31,12 @@ from trunkline.server.config.declarative import Declaration
 from trunkline.server.config.errors import InvalidConfiguration, nearest, shown
 
 ENVIRONMENT_PREFIX = "TRUNKLINE_"
+
+# Characters; what has fewer can be tried out.
+SHORTEST_ADMIN_TOKEN = 16
+
+# Settings that no message, `repr`, page or log ever shows.
+SECRETS = frozenset({"admin_token"})
 
 
 def _path(value: Path) -> Path:
@@ -83,6 +89,18 @@ def _public_url(value: object) -> object:
     return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{f':{port}' if port else ''}"
 
 
+def _admin_token(value: object) -> object:
+    text = value.get_secret_value() if isinstance(value, SecretStr) else value
+    if text is None:
+        return None
+    # It stands in a header behind "Bearer " (RFC 6750 section 2.1 allows these and some letters fewer).
+    if not isinstance(text, str) or len(text) < SHORTEST_ADMIN_TOKEN or not all("!" <= each <= "~" for each in text):
+        raise InvalidSetting(
+            f"it must be at least {SHORTEST_ADMIN_TOKEN} characters of ASCII without spaces (the value is not shown)"
+        )
+    return text
+
+
 Host = Annotated[str, AfterValidator(names.host_name)]
 Port = Annotated[int, BeforeValidator(_port)]
 
@@ -103,7 +121,19 @@ class NodeSettings(BaseSettings):
     )
     port: Port = Field(default=8443, description="port of the data plane; 0 lets the system choose")
     admin_host: Host = Field(default="127.0.0.1", description="address of the admin port")
-    admin_port: Port = Field(default=8081, description="port of /healthz and /readyz; 0 lets the system choose")
+    admin_port: Port = Field(
+        default=8081, description="port of /healthz, /readyz and of trunkline listeners; 0 lets the system choose"
+    )
+    admin_socket: Annotated[Path, AfterValidator(_path)] = Field(
+        default=Path("admin.sock"),
+        description="Unix socket with what the admin port has, for the user of the node alone; begins at the data"
+        " folder; off: none",
+    )
+    admin_token: Annotated[SecretStr | None, BeforeValidator(_admin_token)] = Field(
+        default=None,
+        description="what callers of the admin port have to know; not given, the node makes one and keeps it in"
+        " admin-token in the data folder; other users of this computer may see options, not variables",
+    )
     tls: Annotated[Literal["development", "off"] | TlsFiles, BeforeValidator(_tls)] = Field(
         default="development",
         description="development: certificates of an authority that the node makes and keeps in the data folder;"
@@ -201,7 +231,8 @@ def load(declaration: Declaration | None = None, flags: Mapping[str, object] | N
         first = error.errors()[0]
         name = str(first["loc"][0])
         problem = first["msg"].removeprefix("Value error, ")
-        raise places[name](f"{shown(values[name])} is not allowed: {problem}") from None
+        value = "the value" if name in SECRETS else shown(values[name])
+        raise places[name](f"{value} is not allowed: {problem}") from None
 
 
 #: Makes the error about a value, from what is wrong with it, in the place where it was written.
