@@ -114,6 +114,16 @@ def short_farewell(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- start and stop
 
 
+async def test_control_channels_and_connections_have_short_names_that_no_other_run_gives() -> None:
+    names = []
+    for _ in range(2):
+        async with new_node() as node, await dial(node, "listen") as listener:
+            assert (await listener.answer()).status == 101
+            (only,) = node.broker.channels
+            names.append(only.id)
+    assert [re.fullmatch(r"1-[0-9a-f]{4}", name) is not None for name in names] == [True, True]
+
+
 async def test_a_node_that_has_started_serves_at_once_and_one_that_has_stopped_no_more() -> None:
     node = new_node()
     assert str(node.phase) == "starting"

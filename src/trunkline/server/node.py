@@ -21,13 +21,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import itertools
 import logging
 import random
 import secrets
 import ssl
 import time
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -160,6 +161,7 @@ class Node:
             clock=self._clock,
             wall_clock=time.time,
             new_secret=lambda: secrets.token_urlsafe(24),
+            new_id=_short_ids(),
             new_phase=random.random,
             masker=_masker,
             public_url=_websocket_url(settings.public_url),
@@ -384,6 +386,12 @@ class Node:
         await self._watches.finish(within=0)
         if self._store is not None:
             await self._store.close()
+
+
+def _short_ids() -> Callable[[], str]:
+    """Makes the names of control channels and connections: counted, and marked so that no other run gives them."""
+    run, numbers = secrets.token_hex(2), itertools.count(1)
+    return lambda: f"{next(numbers)}-{run}"
 
 
 def _websocket_url(url: str | None) -> str | None:

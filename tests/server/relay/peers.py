@@ -388,6 +388,7 @@ class Relay:
             clock=self.clock,
             wall_clock=self.wall_clock,
             new_secret=lambda: self._unique("secret-{}"),
+            new_id=lambda: self._unique("id-{}"),
             new_phase=lambda: 0.0,
             masker=mask_bytes,
             public_url=public_url,

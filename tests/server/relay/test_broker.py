@@ -75,6 +75,23 @@ async def test_a_sender_and_a_listener_are_joined() -> None:
         await relay.quiet()
 
 
+async def test_what_is_known_of_both_ends_is_kept_and_is_no_secret() -> None:
+    async with Relay() as relay:
+        listener = await relay.listener(headers=[("Relay-User-Agent", ".NET 3.0.1")])
+        sender, _ = await relay.pair(listener, headers=[("User-Agent", "curl/8")])
+        (channel,) = relay.broker.channels
+        (connection,) = relay.splicing
+        facts = connection.facts
+        assert (channel.facts.user_agent, facts.user_agent) == (".NET 3.0.1", "curl/8")
+        assert facts.listener == channel.id
+        assert facts.id != channel.id
+        assert "secret" not in facts.id + channel.id
+        assert facts.remote == sender.writer.get_extra_info("sockname")
+        assert facts.began_at == relay.wall_clock()
+        assert facts.grant is not None and facts.grant.rule == "Root"
+        assert facts.id in repr(connection) and channel.id in repr(channel)
+
+
 async def test_a_listener_is_told_all_of_a_sender() -> None:
     async with Relay() as relay:
         listener = await relay.listener(host="relay.local:8443")

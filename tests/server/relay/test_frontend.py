@@ -34,6 +34,7 @@ from trunkline.server.relay.frontend import (
     Exchange,
     Frontend,
     FrontendProtocol,
+    RequestHead,
     parse_head,
 )
 from trunkline.server.relay.sockets import RECEIVE_BUFFER
@@ -270,6 +271,21 @@ def test_websocket_is_found_in_lists_and_in_any_case() -> None:
     head = head.replace(b"Connection: Upgrade", b"Connection: keep-alive, upgrade")
     assert parse_head(head).is_websocket
     assert not parse_head(head.replace(b"keep-alive, upgrade", b"keep-alive")).is_websocket
+
+
+@pytest.mark.parametrize(
+    ("headers", "name"),
+    [
+        ([], "unknown"),
+        ([("User-Agent", "")], "unknown"),
+        ([("User-Agent", "Go-http-client/1.1")], "Go-http-client/1.1"),
+        ([("User-Agent", "Mozilla"), ("Relay-User-Agent", ".NET 3.0.1")], ".NET 3.0.1"),
+        ([("User-Agent", "red \x1b[31m\x85\xa0line")], "red ?[31m  line"),
+        ([("User-Agent", "x" * 5_000)], "x" * 120),
+    ],
+)
+def test_client_is_known_by_what_it_calls_itself_printable_and_short(headers: list[tuple[str, str]], name: str) -> None:
+    assert RequestHead("GET", "/", tuple(headers)).user_agent == name
 
 
 @given(st.binary(max_size=300))

@@ -63,6 +63,7 @@ class Broker:
         clock: seconds, monotonic.
         wall_clock: seconds since the epoch.
         new_secret: makes the secret of a rendezvous: url-safe, without "=", 128 random bits or more.
+        new_id: makes the short name of a control channel or a connection, unique within the node; it is no secret.
         new_phase: 0 up to 1, at random; spreads pings.
         masker: the routine that unmasks frames.
         public_url: `scheme://host:port` by which listeners reach this node; None: the one that each of them used.
@@ -79,6 +80,7 @@ class Broker:
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
         new_secret: Callable[[], str],
+        new_id: Callable[[], str],
         new_phase: Callable[[], float],
         masker: Masker,
         public_url: str | None = None,
@@ -91,6 +93,7 @@ class Broker:
         self._clock = clock
         self._wall_clock = wall_clock
         self._new_secret = new_secret
+        self._new_id = new_id
         self._new_phase = new_phase
         self._masker = masker
         self._public_url = public_url
@@ -150,7 +153,7 @@ class Broker:
         assert admitted.grant is not None
         host, port = split_authority(exchange.head.get("Host") or "")
         facts = ChannelFacts(
-            id=self._new_secret(),
+            id=self._new_id(),
             entity=admitted.entity.key,
             path=admitted.path,
             host=host,
@@ -159,7 +162,7 @@ class Broker:
             guid=admitted.guid,
             remote=exchange.remote,
             base_url=base_url(host, port, secure=exchange.secure),
-            user_agent=exchange.head.get("Relay-User-Agent") or exchange.head.get("User-Agent") or "",
+            user_agent=exchange.head.user_agent,
             opened_at=self._wall_clock(),
         )
         channel = ControlChannel(
@@ -274,7 +277,17 @@ class Broker:
     def join(self, meeting: Meeting, listener: str) -> Connection:
         """Make the connection of a sender and the listener that came for it."""
         offer, admitted = meeting.offer, meeting.admitted
-        facts = ConnectionFacts(offer.tracking_id, offer.entity, admitted.path, listener, admitted.grant)
+        facts = ConnectionFacts(
+            id=self._new_id(),
+            tracking_id=offer.tracking_id,
+            entity=offer.entity,
+            path=admitted.path,
+            listener=listener,
+            grant=admitted.grant,
+            remote=meeting.exchange.remote,
+            user_agent=meeting.exchange.head.user_agent,
+            began_at=self._wall_clock(),
+        )
         # Not the offer: it holds the sender's headers, which nobody needs any more.
         return self._splicing.join(facts, offer.limits, partial(self._ended, ticket=offer.ticket))
 

@@ -30,6 +30,7 @@ BACKLOG = 1_048_576
 class Facts:
     """What a control channel hangs on."""
 
+    # Names it within the node, for people: short, and no secret.
     id: str
     # Id of the hybrid connection, its name for people, and the host that the listener asked for.
     entity: str
@@ -42,7 +43,7 @@ class Facts:
     remote: tuple[str, int]
     # `scheme://host:port` that it dialed; its rendezvous go there unless the node has a public URL.
     base_url: str
-    # The client's own name for itself.
+    # What the client calls itself.
     user_agent: str
     opened_at: float
 
@@ -88,7 +89,7 @@ class ControlChannel(asyncio.BufferedProtocol):
         self._running = False
 
     def __repr__(self) -> str:
-        return f"<ControlChannel {self.facts.path} {self._machine or 'waiting'!r}>"
+        return f"<ControlChannel {self.facts.id} {self.facts.path} {self._machine or 'waiting'!r}>"
 
     # -- what the directory needs
 

@@ -49,6 +49,9 @@ EARLY_LIMIT = 65_536
 # Seconds for a refused peer to read its answer and close.
 LINGER = 2.0
 
+# Characters that are kept of what a client calls itself.
+_USER_AGENT_SHOWN = 120
+
 # Characters of a path in a log line: the longest of an entity with what may stand around it.
 _SHOWN = 2 * ENTITY_PATH_LIMIT
 
@@ -71,6 +74,15 @@ class RequestHead:
     def tokens(self, name: str) -> tuple[str, ...]:
         """The members of a comma-separated header, trimmed, without empty ones."""
         return tuple(part.strip() for part in (self.get(name) or "").split(",") if part.strip())
+
+    @property
+    def user_agent(self) -> str:
+        """What the client calls itself, printable and short; "unknown" when it does not (hyco-ws).
+
+        `Relay-User-Agent` comes first: .NET names its relay library there, and a browser cannot set the other.
+        """
+        text = self.get("Relay-User-Agent") or self.get("User-Agent") or ""
+        return clean_phrase(text[:_USER_AGENT_SHOWN]) or "unknown"
 
     @property
     def is_websocket(self) -> bool:

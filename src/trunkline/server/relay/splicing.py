@@ -21,16 +21,24 @@ from trunkline.server.relay.legs import Leg
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a connection hangs on."""
+    """What a connection hangs on, and what is known of its sender."""
 
+    # Names it within the node, for people: short, and no secret. Not the tracking id, which a sender chooses.
+    id: str
     tracking_id: str
     # Id of the hybrid connection, and its name for people.
     entity: str
     path: str
-    # Id of the listener's registration.
+    # Id of the control channel of its listener.
     listener: str
     # What let the sender in; None for an anonymous one.
     grant: Grant | None
+    # Address and port of the sender.
+    remote: tuple[str, int]
+    # What the sender's client calls itself.
+    user_agent: str
+    # Seconds since the epoch.
+    began_at: float
 
 
 class Connection:
@@ -58,7 +66,7 @@ class Connection:
         self.legs = (Leg(self, Side.SENDER), Leg(self, Side.LISTENER))
 
     def __repr__(self) -> str:
-        return f"<Connection {self.facts.path} {self.splice!r}>"
+        return f"<Connection {self.facts.id} {self.facts.path} {self.splice!r}>"
 
     def start(self) -> None:
         """Both legs have their transports: pass on what came ahead of that."""
