@@ -24,6 +24,7 @@ from control_channel_ends import (
 )
 from playbook import Playbook, event
 from trunkline.protocol import messages
+from trunkline.protocol.causes import Cause
 from trunkline.protocol.control_channel import (
     AbortTransport,
     CheckToken,
@@ -114,7 +115,7 @@ def test_java_listener_sends_garbage_as_a_renewal_and_is_closed_with_1008() -> N
         << CheckToken(garbage)
         >> event.token_refused(InvalidSignature(), 1.0)
         << closes(1008)
-        << Ended(True, 1008, "InvalidSignature: The token has an invalid signature" + TRAIL)
+        << Ended(True, 1008, "InvalidSignature: The token has an invalid signature" + TRAIL, Cause.TOKEN_REFUSED)
     )
 
 
@@ -231,6 +232,12 @@ def test_relay_takes_messages_up_to_its_limits() -> None:
     assert channel.state is State.OPEN
 
 
+@pytest.mark.parametrize("data", [b"\xf1\x80" + MASK, from_listener(Opcode.CLOSE, b"\x03")], ids=["frame", "close"])
+def test_violation_is_the_cause_of_the_end(data: bytes) -> None:
+    (ended,) = [each for each in relay_end().receive(data, 1.0) if isinstance(each, Ended)]
+    assert (ended.loss, ended.cause) == (True, Cause.PROTOCOL_ERROR)
+
+
 def test_relay_acts_on_what_came_before_a_violation_in_the_same_read() -> None:
     data = text_from_listener({"renewToken": {"token": "t"}}) + b"\xf1\x80" + MASK
     assert (
@@ -293,7 +300,7 @@ def test_listener_that_answers_two_pings_in_a_row_with_nothing_is_lost() -> None
         >> event.tick(60.0)
         << closes(1011)
         << AbortTransport()
-        << Ended(True, 1011, "Nothing was received for 60 seconds" + TRAIL)
+        << Ended(True, 1011, "Nothing was received for 60 seconds" + TRAIL, Cause.SILENT)
         >> event.tick(61.0)
         >> event.connection_lost(61.0)
     )
@@ -391,7 +398,7 @@ def test_relay_closes_with_1008_when_the_token_expired_and_its_grace_is_over() -
         >> event.tick(28.0)
         >> event.tick(28.1)
         << closes(1008)
-        << Ended(True, 1008, "ExpiredToken: The token is expired" + TRAIL)
+        << Ended(True, 1008, "ExpiredToken: The token is expired" + TRAIL, Cause.TOKEN_EXPIRED)
         >> event.tick(29.0)
     )
     assert channel.state is State.CLOSING
@@ -455,7 +462,7 @@ def test_listener_that_closes_is_answered_and_let_go(payload: bytes, answer: int
         >> event.receive(from_listener(Opcode.CLOSE, payload) + b"whatever follows", 1.0)
         << Sends(Opcode.CLOSE, close_payload(answer, f"The listener closed the control channel{TRAIL}"))
         << CloseTransport()
-        << Ended(loss, close.code, close.reason)
+        << Ended(loss, close.code, close.reason, Cause.CLOSED_WITH_ERROR if loss else Cause.CLOSED)
         >> event.receive(b"still more", 1.1)
         >> event.tick(100.0)
         >> event.close(ServerBusy(), "", 100.0, loss=False)
@@ -482,7 +489,7 @@ def test_listener_that_vanishes_is_lost() -> None:
     assert (
         Playbook(channel)
         >> event.connection_lost(1.0)
-        << Ended(True, None, "The transport ended without a Close frame")
+        << Ended(True, None, "The transport ended without a Close frame", Cause.LOST)
         >> event.connection_lost(2.0)
         >> event.receive(from_listener(Opcode.PING), 2.0)
     )
@@ -495,7 +502,7 @@ def test_relay_drains_without_counting_the_listener_as_lost() -> None:
         Playbook(channel)
         >> event.close(ServerBusy("The node shuts down"), "", 1.0, loss=False)
         << closes(1001)
-        << Ended(False, 1001, "The node shuts down" + TRAIL)
+        << Ended(False, 1001, "The node shuts down" + TRAIL, Cause.NODE_STOPPING)
         >> event.receive(from_listener(Opcode.PING) + from_listener(Opcode.TEXT, b"{"), 1.5)
         >> event.tick(2.0)
         >> event.receive(from_listener(Opcode.CLOSE, close_payload(1001)), 2.0)
@@ -506,20 +513,20 @@ def test_relay_drains_without_counting_the_listener_as_lost() -> None:
 
 
 @pytest.mark.parametrize(
-    ("why", "reason", "code", "told"),
+    ("why", "reason", "code", "told", "cause"),
     [
-        (EndpointNotFound(), "", 1001, "Endpoint does not exist"),
-        (EndpointNotFound(), "The endpoint was deleted", 1001, "The endpoint was deleted"),
-        (1008, "The key was removed", 1008, "The key was removed"),
-        (1000, "", 1000, "The relay closes the control channel"),
+        (EndpointNotFound(), "", 1001, "Endpoint does not exist", Cause.ENTITY_DELETED),
+        (EndpointNotFound(), "The endpoint was deleted", 1001, "The endpoint was deleted", Cause.ENTITY_DELETED),
+        (1008, "The key was removed", 1008, "The key was removed", Cause.DISCONNECTED),
+        (1000, "", 1000, "The relay closes the control channel", Cause.DISCONNECTED),
     ],
 )
-def test_relay_closes_with_an_error_or_a_code(why: Any, reason: str, code: int, told: str) -> None:
+def test_relay_closes_with_an_error_or_a_code(why: Any, reason: str, code: int, told: str, cause: Cause) -> None:
     assert (
         Playbook(relay_end())
         >> event.close(why, reason, 1.0, loss=True)
         << closes(code)
-        << Ended(True, code, told + TRAIL)
+        << Ended(True, code, told + TRAIL, cause)
     )
 
 

@@ -21,6 +21,7 @@ from control_channel_ends import (
 )
 from playbook import Playbook, event
 from trunkline.protocol import messages
+from trunkline.protocol.causes import Cause
 from trunkline.protocol.control_channel import (
     AbortTransport,
     CheckToken,
@@ -107,7 +108,7 @@ def test_listener_pings_at_each_heartbeat_and_finds_a_dead_link_within_two() -> 
         << PING
         >> event.tick(30.1)
         << AbortTransport()
-        << Ended(True, None, "Nothing was received for 20 seconds")
+        << Ended(True, None, "Nothing was received for 20 seconds", Cause.SILENT)
         >> event.tick(40.0)
         >> event.connection_lost(40.0)
     )
@@ -129,7 +130,7 @@ def test_listener_leaves_in_order() -> None:
         Playbook(channel)
         >> event.close(1.0)
         << Sends(Opcode.CLOSE, close_payload(1000, "The listener closes"))
-        << Ended(False, 1000, "The listener closes")
+        << Ended(False, 1000, "The listener closes", Cause.CLOSED)
         >> event.close(1.1)
         >> event.receive(from_relay(Opcode.TEXT, messages.encode(accept()).encode()), 1.2)
         >> event.receive(from_relay(Opcode.CLOSE, close_payload(1000)), 1.3)
@@ -166,7 +167,7 @@ def test_listener_answers_the_close_of_the_relay_with_the_same_code(payload: byt
         >> event.receive(from_relay(Opcode.CLOSE, payload), 1.0)
         << Sends(Opcode.CLOSE, close_payload(close.code))
         << CloseTransport()
-        << Ended(loss, close.code, close.reason)
+        << Ended(loss, close.code, close.reason, Cause.CLOSED_WITH_ERROR if loss else Cause.CLOSED)
         >> event.renew("t", 100.0, 2.0)
     )
 

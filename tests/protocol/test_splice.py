@@ -19,6 +19,7 @@ from websockets.protocol import Protocol
 from websockets.protocol import Side as WebSocketsSide
 from websockets.speedups import apply_mask
 
+from trunkline.protocol.causes import Cause
 from trunkline.protocol.errors import (
     AuthorizationFailed,
     EndpointNotFound,
@@ -393,7 +394,7 @@ def test_splice_ends_at_most_once_whatever_happens_and_sends_whole_frames_to_a_l
             case "close":
                 actions = splice.close(EndpointNotFound())
             case _:
-                actions = splice.tear_down("gone")
+                actions = splice.tear_down("gone", Cause.CONTROL_CHANNEL_LOST)
         if end is not None:
             assert actions == NOTHING
         elif actions.end is not None:
@@ -610,7 +611,7 @@ def test_close_travels_with_code_and_reason_and_is_not_answered(side: Side, code
     assert close == (0x88, close_payload(code, reason))
     answer = splice.receive(side.other, close_frame(code, reason), 102.0)
     assert only_close(toward(side, answer)) == (code, reason)
-    assert answer.end == End(f"closed ({code or 'no code'})") == splice.ended
+    assert answer.end == End(f"closed ({code or 'no code'})", Cause.CLOSED) == splice.ended
 
 
 @pytest.mark.parametrize("side", Side)
@@ -696,6 +697,7 @@ def test_side_that_breaks_the_protocol_is_told_and_what_was_good_before_goes_on(
     assert len(ends) == 1
     assert splice.ended is ends[0]
     assert ends[0].reason.startswith(f"the {side.name.lower()} broke the protocol: ")
+    assert ends[0].cause is Cause.PROTOCOL_ERROR
     assert words in ends[0].reason
     if side is SENDER:
         # The listener across hears of it; nobody is cut.
@@ -765,13 +767,13 @@ def test_sender_that_is_lost_ends_the_listener_with_1001() -> None:
     assert code == 1001
     assert TRACKING_ID in reason
     assert toward(SENDER, actions) == b""
-    assert actions.end == End("the sender's connection was lost", abort_sender=True)
+    assert actions.end == End("the sender's connection was lost", Cause.SENDER_LOST, abort_sender=True)
 
 
 def test_sender_that_is_lost_inside_a_frame_cuts_the_listener() -> None:
     splice = make_splice()
     splice.receive(SENDER, HALF_FRAME, 101.0)
-    assert splice.lost(SENDER) == Actions(end=End("the sender's connection was lost", True, True))
+    assert splice.lost(SENDER) == Actions(end=End("the sender's connection was lost", Cause.SENDER_LOST, True, True))
 
 
 @pytest.mark.parametrize("held", [b"\x82", HALF_FRAME[:6], incoming(0x89, b"ping")[:-1]])
@@ -784,7 +786,9 @@ def test_sender_that_is_lost_before_a_frame_begins_to_leave_cuts_nobody(held: by
 
 
 def test_listener_that_is_lost_cuts_the_sender() -> None:
-    assert make_splice().lost(LISTENER) == Actions(end=End("the listener's connection was lost", True, True))
+    assert make_splice().lost(LISTENER) == Actions(
+        end=End("the listener's connection was lost", Cause.LISTENER_LOST, True, True)
+    )
 
 
 @pytest.mark.parametrize("side", Side)
@@ -792,7 +796,7 @@ def test_side_that_is_lost_after_its_close_cuts_nobody(side: Side) -> None:
     splice = make_splice()
     splice.receive(side, close_frame(1000), 101.0)
     splice.receive(side.other, HALF_FRAME, 101.0)
-    end = End(f"closed by the {side.name.lower()}, which did not wait for the other side")
+    end = End(f"closed by the {side.name.lower()}, which did not wait for the other side", Cause.CLOSED)
     assert splice.lost(side) == Actions(end=end)
     assert splice.ended == end
 
@@ -809,7 +813,9 @@ def test_sender_that_is_lost_after_the_listeners_close_still_counts_as_lost() ->
 def test_listener_that_is_lost_after_the_senders_close_still_cuts_the_sender() -> None:
     splice = make_splice()
     splice.receive(SENDER, close_frame(1000), 101.0)
-    assert splice.lost(LISTENER) == Actions(end=End("the listener's connection was lost", True, True))
+    assert splice.lost(LISTENER) == Actions(
+        end=End("the listener's connection was lost", Cause.LISTENER_LOST, True, True)
+    )
 
 
 # --- time ---
@@ -827,7 +833,7 @@ def test_silent_connection_is_closed_at_the_idle_timeout() -> None:
         code, reason = only_close(stream)
         assert code == 1001
         assert reason == f"IdleTimeout: no frame came for 60 s. TrackingId:{TRACKING_ID}"
-    assert actions.end == End("IdleTimeout: no frame came for 60 s")
+    assert actions.end == End("IdleTimeout: no frame came for 60 s", Cause.IDLE_TIMEOUT)
 
 
 def test_silent_connection_whose_frame_is_under_way_is_cut_on_that_side() -> None:
@@ -869,6 +875,7 @@ def test_half_closed_connection_is_ended_when_the_open_direction_is_silent(side:
     assert TRACKING_ID in reason
     assert toward(side.other, actions) == b""  # it has had the peer's Close
     assert aborts(actions.end) == (False, False)
+    assert actions.end is not None and actions.end.cause is Cause.HALF_CLOSE_TIMEOUT
 
 
 def test_half_close_timeout_counts_from_the_close_not_from_the_last_data() -> None:
@@ -892,7 +899,7 @@ def test_close_for_an_error_tells_both_sides_its_code_and_words() -> None:
     actions = splice.close(EndpointNotFound("The endpoint was deleted"))
     for stream in (toward(SENDER, actions), toward(LISTENER, actions)):
         assert only_close(stream) == (1001, f"The endpoint was deleted. TrackingId:{TRACKING_ID}")
-    assert actions.end == End("The endpoint was deleted")
+    assert actions.end == End("The endpoint was deleted", Cause.ENTITY_DELETED)
     assert only_close(toward(SENDER, make_splice().close(AuthorizationFailed("key removed"))))[0] == 1008
 
 
@@ -926,8 +933,8 @@ def test_close_for_an_error_is_not_sent_behind_the_close_of_a_peer(side: Side) -
 
 def test_tear_down_cuts_both_legs_and_sends_nothing() -> None:
     splice = make_splice()
-    assert splice.tear_down("the control channel was lost") == Actions(
-        end=End("the control channel was lost", abort_sender=True, abort_listener=True)
+    assert splice.tear_down("the control channel was lost", Cause.CONTROL_CHANNEL_LOST) == Actions(
+        end=End("the control channel was lost", Cause.CONTROL_CHANNEL_LOST, abort_sender=True, abort_listener=True)
     )
 
 
@@ -951,7 +958,7 @@ def test_splice_that_has_ended_does_nothing_more(how: str) -> None:
         case "close":
             actions = splice.close(RelayError("over"))
         case _:
-            actions = splice.tear_down("over")
+            actions = splice.tear_down("over", Cause.NODE_STOPPING)
     assert actions.end is not None
     assert repr(splice).startswith(f"<Splice {TRACKING_ID} {actions.end.reason} ")
     for side in Side:
@@ -960,7 +967,7 @@ def test_splice_that_has_ended_does_nothing_more(how: str) -> None:
         assert splice.relieved(side, 101.0) == NOTHING
     assert splice.tick(1e9) == NOTHING
     assert splice.close(RelayError("again")) == NOTHING
-    assert splice.tear_down("again") == NOTHING
+    assert splice.tear_down("again", Cause.NODE_STOPPING) == NOTHING
     assert splice.ended is actions.end
 
 

@@ -27,6 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from trunkline.protocol import messages
+from trunkline.protocol.causes import Cause, cause_of
 from trunkline.protocol.errors import (
     ConnectionLost,
     ExpiredToken,
@@ -151,12 +152,13 @@ class Ended:
     """The channel is over. Exactly one, ever.
 
     `loss`: the listener was lost, as `on_listener_loss` means it. `code` and `reason`: of the Close frame that ended
-    it, the peer's or ours; `code` is None when there was none or it held none.
+    it, the peer's or ours; `code` is None when there was none or it held none. `cause` is for counters.
     """
 
     loss: bool
     code: int | None
     reason: str
+    cause: Cause
 
 
 Command = Send | CheckToken | Deliver | Offered | NeedToken | CloseTransport | AbortTransport | Ended
@@ -239,7 +241,7 @@ class _End(ABC):
         self._happens(Event.LOST)
         if was is not State.OPEN:
             return []
-        return [Ended(loss=True, code=None, reason="The transport ended without a Close frame")]
+        return [Ended(True, None, "The transport ended without a Close frame", Cause.LOST)]
 
     # -- what each end decides for itself
 
@@ -284,7 +286,7 @@ class _End(ABC):
 
     def _violated(self, violation: ProtocolViolation, now: float) -> list[Command]:
         # While CLOSING it changes nothing: all that is awaited is the end of the transport.
-        return self._close(violation.close_code, self._reason(violation), now, loss=True)
+        return self._close(violation.close_code, self._reason(violation), now, Cause.PROTOCOL_ERROR, loss=True)
 
     def _control(self, frame: Control) -> list[Command]:
         if frame.opcode is Opcode.CLOSE:
@@ -303,19 +305,20 @@ class _End(ABC):
         except InvalidFrame as violation:
             reason = self._reason(violation)
             answer = close_payload(violation.close_code, reason)
-            ended = Ended(loss=True, code=violation.close_code, reason=reason)
+            ended = Ended(True, violation.close_code, reason, Cause.PROTOCOL_ERROR)
         else:
             answer = self._answer_to(close)
-            ended = Ended(loss=close.code not in ORDERLY, code=close.code, reason=close.reason)
+            loss = close.code not in ORDERLY
+            ended = Ended(loss, close.code, close.reason, Cause.CLOSED_WITH_ERROR if loss else Cause.CLOSED)
         return [self._frame(Opcode.CLOSE, answer), CloseTransport(), ended]
 
-    def _close(self, code: int, reason: str, now: float, *, loss: bool) -> list[Command]:
+    def _close(self, code: int, reason: str, now: float, cause: Cause, *, loss: bool) -> list[Command]:
         if not self._happens(Event.CLOSE_SENT):
             return []
         self._closing_since = now
         return [
             self._frame(Opcode.CLOSE, close_payload(code, reason)),
-            Ended(loss=loss, code=code, reason=reason),
+            Ended(loss, code, reason, cause),
         ]
 
     def _is_silent(self, now: float) -> bool:
@@ -432,7 +435,7 @@ class RelayControlChannel(_End):
         The channel is closed with 1008 at once (Azure Relay protocol page). The Java client always gets there: what it
         sends as a renewal is the name of an object, and it reconnects with a good token.
         """
-        return self._close(1008, self._reason(error), now, loss=True)
+        return self._close(1008, self._reason(error), now, Cause.TOKEN_REFUSED, loss=True)
 
     def close(self, why: RelayError | int, reason: str, now: float, *, loss: bool) -> list[Command]:
         """Close the channel from this side.
@@ -450,9 +453,10 @@ class RelayControlChannel(_End):
         code = why if isinstance(why, int) else why.close_code
         if not _is_known_everywhere(code):
             raise ValueError(f"{code} is not a close code that every client knows")
+        cause = Cause.DISCONNECTED if isinstance(why, int) else cause_of(why)
         if reason or isinstance(why, int):
             why = RelayError(reason or "The relay closes the control channel")
-        return self._close(code, self._reason(why), now, loss=loss)
+        return self._close(code, self._reason(why), now, cause, loss=loss)
 
     def _message(self, message: Message, now: float) -> list[Command]:
         if message.opcode is Opcode.BINARY:
@@ -476,14 +480,14 @@ class RelayControlChannel(_End):
     def _due(self, now: float) -> list[Command]:
         if now <= self.expires_at + self._token_grace:
             return []
-        return self._close(1008, self._reason(ExpiredToken()), now, loss=True)
+        return self._close(1008, self._reason(ExpiredToken()), now, Cause.TOKEN_EXPIRED, loss=True)
 
     def _give_up(self, now: float) -> list[Command]:
         error = InternalError(f"Nothing was received for {now - self.last_received_at:.0f} seconds")
         reason = self._reason(error)
         self._happens(Event.SILENT)
         farewell = self._frame(Opcode.CLOSE, close_payload(error.close_code, reason))
-        return [farewell, AbortTransport(), Ended(loss=True, code=error.close_code, reason=reason)]
+        return [farewell, AbortTransport(), Ended(True, error.close_code, reason, Cause.SILENT)]
 
     def _answer_to(self, close: Close) -> bytes:
         # Always a code: .NET reads CloseStatus without looking whether there is one.
@@ -553,7 +557,7 @@ class ListenerControlChannel(_End):
 
     def close(self, now: float) -> list[Command]:
         """Leave in order. Offers that are still on their way here go to another listener."""
-        return self._close(1000, "The listener closes", now, loss=False)
+        return self._close(1000, "The listener closes", now, Cause.CLOSED, loss=False)
 
     def _message(self, message: Message, now: float) -> list[Command]:
         if message.opcode is Opcode.TEXT:
@@ -573,7 +577,7 @@ class ListenerControlChannel(_End):
     def _give_up(self, now: float) -> list[Command]:
         self._happens(Event.SILENT)
         reason = f"Nothing was received for {now - self.last_received_at:.0f} seconds"
-        return [AbortTransport(), Ended(loss=True, code=None, reason=reason)]
+        return [AbortTransport(), Ended(True, None, reason, Cause.SILENT)]
 
     def _answer_to(self, close: Close) -> bytes:
         return close_payload(close.code)

@@ -26,6 +26,7 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple
 
+from trunkline.protocol.causes import Cause, cause_of
 from trunkline.protocol.errors import InvalidFrame, MessageTooLarge, ProtocolViolation, RelayError
 from trunkline.protocol.frames import (
     CONTROL_BIT,
@@ -66,9 +67,10 @@ class Side(enum.IntEnum):
 
 
 class End(NamedTuple):
-    """How a splice ended: what to log, and which legs are to be cut by TCP abort instead of closed."""
+    """How a splice ended: what to log, what to count, and which legs are to be cut by TCP abort instead of closed."""
 
     reason: str
+    cause: Cause
     abort_sender: bool = False
     abort_listener: bool = False
 
@@ -397,7 +399,7 @@ class Splice:
             self._half_closed_at = now
         elif lane.close is not None and self.lanes[side.other].close is not None:
             code = parse_close(lane.close).code
-            end = self._end(End(f"closed ({code or 'no code'})"))
+            end = self._end(End(f"closed ({code or 'no code'})", Cause.CLOSED))
         return self._toward(side, back, out, end)
 
     def lost(self, side: Side) -> Actions:
@@ -407,8 +409,10 @@ class Splice:
         name = side.name.lower()
         if self.lanes[side].close is not None:
             # It said Close and did not wait for the other's: the other leg has all that was sent.
-            return Actions(end=self._end(End(f"closed by the {name}, which did not wait for the other side")))
-        return self._abnormal(side, f"the {name}'s connection was lost", b"", b"", cut=True)
+            reason = f"closed by the {name}, which did not wait for the other side"
+            return Actions(end=self._end(End(reason, Cause.CLOSED)))
+        cause = Cause.SENDER_LOST if side == Side.SENDER else Cause.LISTENER_LOST
+        return self._abnormal(side, f"the {name}'s connection was lost", cause, b"", b"", cut=True)
 
     def congested(self, side: Side) -> None:
         """The leg of `side` takes no more bytes for now: pongs for it wait."""
@@ -427,39 +431,41 @@ class Splice:
         if self._half_closed_at is None:
             silent = now - max(self._received_at)
             if self._limits.idle_timeout and silent >= self._limits.idle_timeout:
-                return self._close(1001, f"IdleTimeout: no frame came for {self._limits.idle_timeout:g} s")
+                message = f"IdleTimeout: no frame came for {self._limits.idle_timeout:g} s"
+                return self._close(1001, message, Cause.IDLE_TIMEOUT)
             return NOTHING
         silent = now - max(self._half_closed_at, self._passed_at)
         if self._limits.half_close_timeout and silent >= self._limits.half_close_timeout:
             limit = self._limits.half_close_timeout
-            return self._close(1001, f"HalfCloseTimeout: no data came for {limit:g} s after one side's Close")
+            message = f"HalfCloseTimeout: no data came for {limit:g} s after one side's Close"
+            return self._close(1001, message, Cause.HALF_CLOSE_TIMEOUT)
         return NOTHING
 
     def close(self, error: RelayError) -> Actions:
         """End it with a Close to both legs: a key was removed (1008), the entity was deleted (1001)."""
         if self.ended is not None:
             return NOTHING
-        return self._close(error.close_code, error.message)
+        return self._close(error.close_code, error.message, cause_of(error))
 
-    def tear_down(self, reason: str) -> Actions:
+    def tear_down(self, reason: str, cause: Cause) -> Actions:
         """Cut both legs by TCP abort: the listener's control channel was lost (`on_listener_loss`)."""
         if self.ended is not None:
             return NOTHING
-        return Actions(end=self._end(End(reason, abort_sender=True, abort_listener=True)))
+        return Actions(end=self._end(End(reason, cause, abort_sender=True, abort_listener=True)))
 
-    def _close(self, code: int, message: str) -> Actions:
+    def _close(self, code: int, message: str, cause: Cause) -> Actions:
         reason = RelayError(message).close_reason(self._tracking_id)
         to_listener = self.lanes[Side.SENDER].finish(code, reason)
         to_sender = self.lanes[Side.LISTENER].finish(code, reason)
-        end = self._end(End(message, abort_sender=to_sender is None, abort_listener=to_listener is None))
+        end = self._end(End(message, cause, to_sender is None, to_listener is None))
         return Actions(to_sender or b"", to_listener or b"", end)
 
     def _violated(self, side: Side, violation: ProtocolViolation, out: Outgoing, back: bytes) -> Actions:
         close = self.lanes[side.other].finish(violation.close_code, violation.close_reason(self._tracking_id))
         message = f"the {side.name.lower()} broke the protocol: {violation.message}"
-        return self._abnormal(side, message, out, back + (close or b""), cut=close is None)
+        return self._abnormal(side, message, Cause.PROTOCOL_ERROR, out, back + (close or b""), cut=close is None)
 
-    def _abnormal(self, side: Side, message: str, out: Outgoing, back: bytes, *, cut: bool) -> Actions:
+    def _abnormal(self, side: Side, message: str, cause: Cause, out: Outgoing, back: bytes, *, cut: bool) -> Actions:
         """`side` ended without a Close of its own: a listener across hears 1001, a sender across is cut.
 
         `out` still goes to the other side and `back` to `side`, whose leg is then cut or closed.
@@ -470,7 +476,7 @@ class Splice:
             cut_other = close is None
             out = joined(out) + (close or b"")
         sender, listener = (cut, cut_other) if side == Side.SENDER else (cut_other, cut)
-        return self._toward(side, back, out, self._end(End(message, sender, listener)))
+        return self._toward(side, back, out, self._end(End(message, cause, sender, listener)))
 
     @staticmethod
     def _toward(side: Side, back: bytes, out: Outgoing, end: End | None) -> Actions:

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from server.relay.peers import Peer, Relay, client_tls, server_tls, until
+from trunkline.protocol.causes import Cause
 from trunkline.protocol.errors import EndpointNotFound
 from trunkline.protocol.frames import Opcode
 from trunkline.protocol.splice import Side
@@ -172,7 +173,7 @@ async def test_a_leg_whose_connection_has_ended_is_cut_at_once() -> None:
     async with joined() as (relay, _, _peer), await Peer.dial(relay.port) as late_peer:
         await until(lambda: relay.frontend.connections)
         (connection,) = relay.splicing
-        connection.tear_down("gone")
+        connection.tear_down("gone", Cause.NODE_STOPPING)
         late = Leg(connection, Side.SENDER)
         assert repr(late) == "<Leg SENDER waiting>"
         transport = relay.serving.protocols[-1]._transport

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from server.relay.peers import Frame, Peer, Relay, client_tls, frame, hybrid_connection, namespace, server_tls, until
+from trunkline.protocol.causes import Cause
 from trunkline.protocol.errors import EndpointNotFound
 from trunkline.protocol.frames import Opcode
 from trunkline.protocol.splice import Side
@@ -391,7 +392,7 @@ async def test_connections_are_found_by_what_they_hang_on() -> None:
         assert await b1.is_cut() and await b1_leg.is_cut()
         assert repr(relay.splicing) == "<Splicing connections=0>"
         # What has ended stays ended, and says so once.
-        connection.tear_down("again")
+        connection.tear_down("again", Cause.NODE_STOPPING)
         connection.close(EndpointNotFound())
         connection.tick(1e9)
         connection.lost(Side.SENDER)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from trunkline.protocol.causes import Cause
 from trunkline.protocol.errors import RelayError
 from trunkline.protocol.frames import Masker
 from trunkline.protocol.limits import Limits
@@ -105,9 +106,9 @@ class Connection:
         """End both legs with a Close."""
         self._run(self.splice.close(error))
 
-    def tear_down(self, reason: str) -> None:
+    def tear_down(self, reason: str, cause: Cause) -> None:
         """Cut both legs."""
-        self._run(self.splice.tear_down(reason))
+        self._run(self.splice.tear_down(reason, cause))
 
     def _run(self, actions: Actions) -> None:
         to_sender, to_listener, end = actions
@@ -180,7 +181,7 @@ class Splicing:
         """Cut what runs over this registration (`on_listener_loss = teardown`)."""
         for connection in self:
             if connection.facts.listener == listener:
-                connection.tear_down(reason)
+                connection.tear_down(reason, Cause.CONTROL_CHANNEL_LOST)
 
     def close(self, which: Callable[[Facts], bool], error: RelayError) -> None:
         """End with a Close what `which` picks."""
@@ -196,4 +197,4 @@ class Splicing:
     def abort(self, reason: str) -> None:
         """Cut everything."""
         for connection in self:
-            connection.tear_down(reason)
+            connection.tear_down(reason, Cause.NODE_STOPPING)
