@@ -9,6 +9,7 @@
     control_channel    a listener's long-lived WebSocket, both ends of it
     rendezvous         one sender, from its offer to the join
     splice             two joined WebSockets, frame by frame
+    causes             why a channel or a connection ended: names for counters and logs
     errors             everything that can go wrong, with status and close code
 
 Events and the time go in, commands come out; what runs them is in `trunkline.server` and `trunkline.sdk`.
