@@ -58,12 +58,15 @@ A setting is given in four places. The nearest wins:
 An unknown name or a wrong value ends the start with one line. It names the flag, the variable or the line of the
 file, and what is allowed. An empty variable counts as not set.
 
+On SIGHUP a node reads the file again and takes over [what can change while it runs](operations.md#reload): every limit,
+and each setting whose column *takes effect* says so.
+
 ## The node
 
 In a file these are keys of the table `[node]`.
 
 """
-    text += table(("key", "default", "meaning", "variable and flag"), map(_setting_row, rows))
+    text += table(("key", "default", "meaning", "takes effect", "variable and flag"), map(_setting_row, rows))
     text += """
 With files, `tls` is `{ certificate = "FILE", key = "FILE" }` in the declarative file. In the environment it is
 `TRUNKLINE_TLS__CERTIFICATE` with `TRUNKLINE_TLS__KEY`, and among the flags `--tls-certificate` with `--tls-key`.
@@ -91,7 +94,8 @@ the rule; for `token_grace` and `drain_timeout` that means no time at all.
 
 def _setting_row(setting: Setting) -> tuple[str, ...]:
     default = "" if setting.default is None else toml(setting.default)
-    return code(setting.name), default, plain(setting.help), f"{code(setting.variable)}<br>{code(setting.flag)}"
+    names = f"{code(setting.variable)}<br>{code(setting.flag)}"
+    return code(setting.name), default, plain(setting.help), setting.effect, names
 
 
 def _limit_row(limit: Limit) -> tuple[str, ...]:

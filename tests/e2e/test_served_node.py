@@ -13,11 +13,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import trustme
 
 from e2e.raw_websocket import RawWebSocket
 from trunkline.protocol import connection_string
 from trunkline.protocol.errors import ConnectionLost, EndpointNotFound, NoListener, QuotaExceeded, ServerBusy
-from trunkline.sdk import HybridConnectionClient, HybridConnectionListener
+from trunkline.sdk import HybridConnectionClient, HybridConnectionListener, ListenerState
 
 pytestmark = [
     pytest.mark.loop("uvloop"),
@@ -61,7 +62,8 @@ class ServedNode:
         self.process = process
         self.file = file
         self.port = port
-        self.ssl = ssl.create_default_context(cafile=file.parent / "data" / "ca.pem")
+        authority = file.parent / "data" / "ca.pem"
+        self.ssl = ssl.create_default_context(cafile=authority if authority.exists() else None)
 
     def connection_string(self, entity: str = "orders") -> str:
         return connection_string.build(
@@ -81,10 +83,10 @@ class ServedNode:
 
 
 @asynccontextmanager
-async def served_node(folder: Path) -> AsyncIterator[ServedNode]:
-    """`trunkline serve --config FILE`, with the file above."""
+async def served_node(folder: Path, text: str = FILE) -> AsyncIterator[ServedNode]:
+    """`trunkline serve --config FILE`, with the file above unless there is another."""
     file = folder / "trunkline.toml"
-    file.write_text(FILE)
+    file.write_text(text)
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -181,6 +183,65 @@ async def test_sighup_applies_what_changed_in_the_file_and_cuts_nobody(tmp_path:
         for sender in (first, second, third):
             with pytest.raises(ConnectionLost, match="Endpoint does not exist"):
                 await sender.recv()
+
+
+async def test_sighup_gives_new_handshakes_a_new_certificate_and_new_limits_and_cuts_no_connection(
+    tmp_path: Path,
+) -> None:
+    authority = trustme.CA()
+    first, second = (tmp_path / name for name in ("first.pem", "second.pem"))
+
+    def issue(file: Path, name: str) -> None:
+        leaf = authority.issue_cert("127.0.0.1", name)
+        file.write_bytes(leaf.private_key_and_cert_chain_pem.bytes())
+
+    trusts = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority.configure_trust(trusts)
+
+    async def shown(name: str) -> bool:
+        """Whether a handshake for that name succeeds."""
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", node.port, ssl=trusts, server_hostname=name)
+        except ssl.SSLCertVerificationError:
+            return False
+        writer.close()
+        await writer.wait_closed()
+        return True
+
+    async def reload(text: str, name: str) -> None:
+        node.file.write_text(text)
+        node.process.send_signal(signal.SIGHUP)
+        async with asyncio.timeout(10):
+            while not await shown(name):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    def text(file: Path, more: str = "") -> str:
+        tls = f'tls = {{ certificate = "{file.name}", key = "{file.name}" }}\n'
+        without = FILE.replace("max_senders = 2", "enabled = true")
+        return without.replace(FILE.splitlines()[4], tls + more)
+
+    issue(first, "one.example")
+    async with served_node(tmp_path, text(first, "max_senders = 1\n")) as node:
+        node.ssl = trusts
+        assert await shown("one.example") and not await shown("two.example")
+        async with node.listener() as listener:
+            sender = await node.client().create_connection()
+            accepted = await listener.accept()
+            with pytest.raises(QuotaExceeded):
+                await node.client().create_connection()
+            # The same file with another certificate in it, then another file.
+            issue(first, "two.example")
+            await reload(text(first, "max_senders = 2\n"), "two.example")
+            again = await node.client().create_connection()
+            accepted_again = await listener.accept()
+            issue(second, "three.example")
+            await reload(text(second, "max_senders = 2\n"), "three.example")
+            assert not await shown("one.example")
+            for one, other in ((sender, accepted), (again, accepted_again)):
+                await one.send(b"still here")
+                assert await other.recv() == b"still here"
+                await asyncio.gather(one.close(), other.close())
+            assert listener.state is ListenerState.ONLINE
 
 
 async def test_name_of_the_namespace_and_its_other_hosts_are_in_the_certificate(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ from trunkline.protocol.frames import (
     encode_message,
     parse_close,
 )
-from trunkline.protocol.limits import CONTROL_BINARY_LIMIT, CONTROL_MESSAGE_LIMIT, CONTROL_TEXT_LIMIT
+from trunkline.protocol.limits import CONTROL_BINARY_LIMIT, CONTROL_MESSAGE_LIMIT, CONTROL_TEXT_LIMIT, resolve
 
 # ---------------------------------------------------------------- the relay's end: commands
 
@@ -590,3 +590,73 @@ def test_relay_reassembles_a_command_in_many_fragments() -> None:
     payload = json.dumps({"renewToken": {"token": "x" * 500}}).encode()
     data = encode_message(Opcode.TEXT, payload, frame_limit=7, new_mask=lambda: MASK)
     assert Playbook(relay_end()) >> event.receive(data, 1.0) << CheckToken("x" * 500)
+
+
+# ---------------------------------------------------------------- other limits
+
+
+def test_relay_goes_on_under_the_limits_that_it_is_given() -> None:
+    channel = relay_end(ping_interval=30, control_idle_timeout=60)
+    after = resolve("default", {"ping_interval": 10, "control_idle_timeout": 25, "frame_limit": 128, "token_grace": 5})
+    assert (
+        Playbook(channel)
+        >> event.take_limits(after, 7.0)
+        >> event.tick(16.9)
+        >> event.tick(17.0)
+        << PING
+        >> event.receive(from_listener(Opcode.PONG), 17.1)
+        >> event.tick(27.0)
+        << PING
+        >> event.tick(42.0)
+        << PING
+        >> event.tick(42.1)
+        << closes(1011)
+        << AbortTransport()
+        << ends(1011, "25 seconds")
+    )
+    assert channel.limits is after
+    offering = relay_end()
+    offering.take_limits(after, 0.0)
+    [command] = offering.offer(accept(Host="relay.local"))
+    assert isinstance(command, Send) and command.data[:4] == b"\x01\x7e\x00\x80"
+
+
+@pytest.mark.parametrize(("phase", "first"), [(0.0, 110.0), (0.5, 105.0), (0.9, 101.0)])
+def test_relay_keeps_the_pings_of_many_channels_spread_over_another_interval(phase: float, first: float) -> None:
+    channel = relay_end(ping_phase=phase, ping_interval=0, control_idle_timeout=0)
+    after = resolve("default", {"ping_interval": 10, "control_idle_timeout": 0})
+    assert (
+        Playbook(channel)
+        >> event.take_limits(after, 100.0)
+        >> event.tick(first - 0.01)
+        >> event.tick(first + 0.01)
+        << PING
+    )
+
+
+def test_listener_that_was_silent_for_longer_than_a_new_limit_is_given_its_time() -> None:
+    channel = relay_end(ping_interval=0, control_idle_timeout=0)
+    strict = resolve("default", {"ping_interval": 0, "control_idle_timeout": 60})
+    assert (
+        Playbook(channel)
+        >> event.tick(1_000.0)
+        >> event.take_limits(strict, 1_000.0)
+        >> event.tick(1_059.9)
+        >> event.take_limits(strict, 1_059.9)
+        >> event.tick(1_060.0)
+        << closes(1011)
+        << AbortTransport()
+        << ends(1011)
+    )
+
+
+def test_token_that_is_past_a_shorter_grace_ends_the_channel_at_once() -> None:
+    channel = relay_end(expires_at=100, token_grace=120, control_idle_timeout=0, ping_interval=0)
+    after = resolve("default", {"token_grace": 30, "control_idle_timeout": 0, "ping_interval": 0})
+    assert Playbook(channel) >> event.tick(131.0) >> event.take_limits(after, 131.0) << closes(1008) << ends(1008)
+
+
+def test_channel_that_has_ended_takes_no_notice_of_other_limits() -> None:
+    channel = relay_end()
+    channel.connection_lost(1.0)
+    assert Playbook(channel) >> event.take_limits(resolve("azure"), 1_000.0)

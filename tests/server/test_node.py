@@ -422,6 +422,57 @@ async def test_a_reload_that_is_refused_changes_nothing() -> None:
         await node.reload(None)
 
 
+async def test_reloading_takes_other_settings_over_and_names_those_that_wait_for_a_restart() -> None:
+    async with new_node(limits={"max_senders": 1, "ping_interval": 30}) as node:
+        listener = await listener_on(node)
+        sender, leg = await pair_on(node, listener)
+        wanted = settings(
+            port=1,
+            domain="example.com",
+            public_url="https://relay.example.com",
+            limits={"max_senders": 2, "ping_interval": 0.01, "drain_timeout": 0.02},
+        )
+        assert await node.reload(None, wanted) == ("port",)
+        assert await node.reload(declared(), wanted) == ("port",)
+        assert node.settings == wanted.model_copy(update={"port": 0})
+        assert node.url == "https://relay.example.com"
+        # For a listener that was there, and for a sender that comes now.
+        assert (await listener.frame()).opcode is Opcode.PING
+        second = await dial(node, "connect")
+        offer = await listener.offer()
+        assert offer["address"].startswith("wss://relay.example.com/$hc/orders")
+        assert node.catalog.hosts() == {"myrelayns.example.com"}
+        await can_talk(sender, leg)
+        async with asyncio.timeout(2):
+            await node.drain()
+        for peer in (sender, second, leg, listener):
+            await peer.leave()
+
+
+async def test_a_reload_counts_the_room_that_its_own_settings_give() -> None:
+    async with new_node(limits={"max_hybrid_connections": 1}) as node:
+        less = settings(limits={"max_hybrid_connections": 2})
+        with pytest.raises(EntityQuotaExceeded):
+            await node.reload(declared("a", "b", "c"), less)
+        assert node.settings.limits == {"max_hybrid_connections": 1}
+        await node.reload(declared("a", "b"), less)
+        assert node.settings.limits == {"max_hybrid_connections": 2}
+
+
+async def test_a_reload_with_certificates_that_do_not_fit_changes_nothing(tmp_path: Path) -> None:
+    files = {"certificate": tmp_path / "cert.pem", "key": tmp_path / "key.pem"}
+    issued = trustme.CA().issue_cert("localhost")
+    issued.private_key_pem.write_to_path(str(files["key"]))
+    issued.cert_chain_pems[0].write_to_path(str(files["certificate"]))
+    async with new_node(tls=files) as node:
+        before = node.settings
+        wanted = settings(tls={**files, "key": tmp_path / "none.pem"}, domain="example.com")
+        with pytest.raises(InvalidSetting, match=r"none\.pem cannot be read"):
+            await node.reload(declared("another"), wanted)
+        assert node.settings is before
+        assert node.catalog.get(hybrid_connection_id(namespace_id(NAMESPACE), "another")) is None
+
+
 async def test_reloading_reads_the_certificate_again(tmp_path: Path) -> None:
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
 

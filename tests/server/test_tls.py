@@ -118,6 +118,15 @@ def test_certificate_has_the_domain_and_the_addresses_of_the_node(name: str, tmp
     assert node.shake_hands(name).version() == "TLSv1.3"
 
 
+def test_certificate_has_the_names_that_other_settings_bring(tmp_path: Path) -> None:
+    node = development(tmp_path)
+    wanted = NodeSettings(data=tmp_path, domain="relay.example.com", public_url="https://public.example.org")
+    node.certificates.check(wanted)
+    node.certificates.reload(wanted)
+    for name in ("relay.example.com", "any.relay.example.com", "public.example.org", "myrelayns.localhost"):
+        assert node.shake_hands(name).version() == "TLSv1.3"
+
+
 def test_addresses_that_mean_all_are_not_in_the_certificate(tmp_path: Path) -> None:
     node = development(tmp_path, domain="10.0.0.1", host="0.0.0.0")
     names = certificate_of(node.shake_hands("10.0.0.1")).extensions.get_extension_for_class(x509.SubjectAlternativeName)
@@ -356,6 +365,28 @@ def test_files_that_do_not_fit_are_told_and_those_before_go_on(tmp_path: Path) -
     assert shake_hands(certificates.context, files.ca_file, "relay.example.com").version() == "TLSv1.3"
     with pytest.raises(InvalidSetting, match=message):
         files.certificates()
+
+
+def test_other_files_take_the_place_of_those_before_on_the_live_context(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    certificates = files.certificates()
+    (tmp_path / "other").mkdir()
+    other = Files(tmp_path / "other")
+    other.issue("other.example.com")
+    wanted = NodeSettings(tls=other.settings)
+    certificates.check(wanted)
+    assert shake_hands(certificates.context, files.ca_file, "relay.example.com").version() == "TLSv1.3"
+    certificates.reload(wanted)
+    assert shake_hands(certificates.context, other.ca_file, "other.example.com").version() == "TLSv1.3"
+    # And from now on they are the ones that are read again.
+    other.issue("new.example.com")
+    certificates.reload()
+    assert shake_hands(certificates.context, other.ca_file, "new.example.com").version() == "TLSv1.3"
+    other.settings.key.unlink()
+    for call in (certificates.check, certificates.reload):
+        with pytest.raises(InvalidSetting, match="cannot be read"):
+            call(wanted)
+    assert shake_hands(certificates.context, other.ca_file, "new.example.com").version() == "TLSv1.3"
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:

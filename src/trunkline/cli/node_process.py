@@ -1,7 +1,8 @@
 """A node as a process: started, reloaded and stopped by signals.
 
 SIGTERM, SIGINT    drain, then stop; the second one stops at once
-SIGHUP             read the declarative file and the certificate files again; where there is nothing to read, stop
+SIGHUP             take over the settings, the declarative file and the certificate files as they are now; where there
+                   is nothing to read, stop
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ class NodeProcess:
 
     Args:
         settings, declaration: of the node.
-        reread: reads the declarative file again, giving None when there is none; None: the node is not reloaded, and
-            a terminal that is closed (SIGHUP) ends it.
+        reread: reads again what the node is made of: its declarative file, None when there is none, and its settings.
+            None: the node is not reloaded, and a terminal that is closed (SIGHUP) ends it.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class NodeProcess:
         settings: NodeSettings,
         declaration: Declaration | None,
         *,
-        reread: Callable[[], Declaration | None] | None = None,
+        reread: Callable[[], tuple[Declaration | None, NodeSettings]] | None = None,
     ) -> None:
         self._settings = settings
         self._declaration = declaration
@@ -112,17 +113,13 @@ class NodeProcess:
             self._reload.clear()
             assert self._reread is not None
             try:
-                declaration = self._reread()
-                await node.reload(declaration)
+                waiting = await node.reload(*self._reread())
             except (RelayError, OSError) as error:
                 log.error("not reloaded, the node goes on as it was: %s", error)
                 continue
             log.info("reloaded")
-            if declaration is not None and self._declaration is not None:
-                before, now = self._declaration.node, declaration.node
-                changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-                if changed:
-                    log.warning("a restart is needed for what changed in [node]: %s", ", ".join(changed))
+            if waiting:
+                log.warning("this waits for a restart: %s", ", ".join(waiting))
 
 
 @asynccontextmanager

@@ -13,7 +13,8 @@ from trunkline.cli.event_loop import run
 from trunkline.cli.node_process import NodeProcess, log_to_stderr
 from trunkline.cli.settings_options import flags, with_settings
 from trunkline.server.config import declarative
-from trunkline.server.config.settings import SETTINGS, load
+from trunkline.server.config.declarative import Declaration
+from trunkline.server.config.settings import SETTINGS, NodeSettings, load
 from trunkline.server.node import Node
 from trunkline.server.relay.sockets import descriptor_limit
 
@@ -31,8 +32,8 @@ def command(
     """Run a relay node.
 
     Settings come from options, TRUNKLINE_... variables, the [node] table of the file and defaults, the nearest first.
-    SIGTERM and Ctrl-C drain the node, a second one stops it at once. SIGHUP applies the file again and reads
-    certificates anew; settings of [node] need a restart.
+    SIGTERM and Ctrl-C drain the node, a second one stops it at once. SIGHUP takes over the file, with most
+    settings of [node], and the certificates as they are then, without a cut.
 
     \b
     Examples:
@@ -41,8 +42,12 @@ def command(
       trunkline serve --tls-certificate relay.pem --tls-key relay.key
       TRUNKLINE_MAX_SENDERS=100 trunkline serve -c trunkline.toml
     """
-    declaration = None if config is None else declarative.read(config)
-    process_settings = load(declaration, flags(settings))
+
+    def read() -> tuple[Declaration | None, NodeSettings]:
+        declaration = None if config is None else declarative.read(config)
+        return declaration, load(declaration, flags(settings))
+
+    declaration, process_settings = read()
     log_to_stderr()
 
     async def announce(node: Node) -> None:
@@ -53,11 +58,6 @@ def command(
 
     async def serve() -> None:
         await check_is_for_node(process_settings.data)
-        process = NodeProcess(
-            process_settings,
-            declaration,
-            reread=(lambda: None) if config is None else (lambda: declarative.read(config)),
-        )
-        await process.run(announce)
+        await NodeProcess(process_settings, declaration, reread=read).run(announce)
 
     run(serve())

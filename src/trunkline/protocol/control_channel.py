@@ -201,6 +201,8 @@ class _End(ABC):
         self._frame_limit = frame_limit
         self._ping_interval = ping_interval
         self._idle_timeout = idle_timeout
+        # Silence counts from here at the earliest: from the beginning, or from when `idle_timeout` changed.
+        self._idle_since = now
         self._next_ping_at = next_ping_at
         # When the first ping was sent after which nothing at all has been received; None: there is none.
         self._unanswered_since: float | None = None
@@ -322,7 +324,7 @@ class _End(ABC):
         ]
 
     def _is_silent(self, now: float) -> bool:
-        if not self._idle_timeout or now - self.last_received_at < self._idle_timeout:
+        if not self._idle_timeout or now - max(self.last_received_at, self._idle_since) < self._idle_timeout:
             return False
         if not 0 < self._ping_interval < self._idle_timeout:
             return True
@@ -401,9 +403,11 @@ class RelayControlChannel(_End):
             masker=masker,
         )
         self.tracking_id = tracking_id
+        self._ping_phase = ping_phase
         # When the token in force expires; the channel outlives it by the grace, for a renewal on its way.
         self.expires_at = expires_at
-        self._token_grace = limits.token_grace
+        # Those of the hybrid connection as they count now.
+        self.limits = limits
         # A response whose body has not come yet: the next binary message is it.
         self._body_due: Response | None = None
 
@@ -421,6 +425,23 @@ class RelayControlChannel(_End):
         if self.state is not State.OPEN:
             raise ConnectionLost("ConnectionLost: The listener's control channel has ended")
         return [self._command(accept, made_of="The request with its address and headers")]
+
+    def take_limits(self, limits: Limits, now: float) -> list[Command]:
+        """Other limits count from now on.
+
+        Silence counts anew where `control_idle_timeout` is another, and pings stay as spread as they were where
+        `ping_interval` is: a change alone ends no channel, except one whose token is past the new `token_grace`.
+        """
+        self._frame_limit = min(limits.frame_limit, CONTROL_MESSAGE_LIMIT)
+        self.limits = limits
+        if limits.control_idle_timeout != self._idle_timeout:
+            self._idle_timeout = limits.control_idle_timeout
+            self._idle_since = now
+        if limits.ping_interval != self._ping_interval:
+            self._ping_interval = limits.ping_interval
+            self._next_ping_at = now + limits.ping_interval * (1.0 - self._ping_phase)
+            self._unanswered_since = None
+        return self.tick(now)
 
     def token_accepted(self, expires_at: float, now: float) -> list[Command]:
         """The new token is good, until `expires_at`. The newest one counts, also when it expires sooner."""
@@ -478,7 +499,7 @@ class RelayControlChannel(_End):
         return []
 
     def _due(self, now: float) -> list[Command]:
-        if now <= self.expires_at + self._token_grace:
+        if now <= self.expires_at + self.limits.token_grace:
             return []
         return self._close(1008, self._reason(ExpiredToken()), now, Cause.TOKEN_EXPIRED, loss=True)
 

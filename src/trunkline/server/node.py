@@ -40,7 +40,7 @@ from trunkline.protocol.errors import InvalidSetting, ServerBusy
 from trunkline.protocol.frames import Masker, mask_bytes
 from trunkline.protocol.limits import resolve
 from trunkline.server.config.declarative import Declaration
-from trunkline.server.config.settings import NodeSettings
+from trunkline.server.config.settings import NodeSettings, in_force
 from trunkline.server.entities import declaration as declarations
 from trunkline.server.entities.administration import Administration
 from trunkline.server.entities.authorization import Authorizer
@@ -135,7 +135,6 @@ class Node:
         self._declaration = declaration
         self._store = store
         self._tick = tick
-        self._drain_timeout = resolve(settings.preset, settings.limits).drain_timeout
         # Those that last as long as the node, and the short ones of the data plane.
         self._watches = Tasks()
         self._tasks = Tasks()
@@ -202,9 +201,9 @@ class Node:
         """
         if self._store is None:
             self._store = SqliteStore(self.settings.data / "entities.db")
-        await self._administration().repair()
+        await self._administration(self.settings).repair()
         if self._declaration is not None:
-            await self._declare(self._declaration)
+            await self._declare(self._declaration, self.settings)
         await self.catalog.load(self._store)
         self.catalog.subscribe(self._changed)
         for work in (self.catalog.follow(self._store), self._watch_the_clock()):
@@ -249,30 +248,54 @@ class Node:
         self._servers.append(server)
         self._ports.append(server.sockets[0].getsockname()[1])
 
-    async def _declare(self, declaration: Declaration) -> None:
-        applied = await declarations.apply(self._administration(), declaration)
+    async def _declare(self, declaration: Declaration, settings: NodeSettings) -> None:
+        applied = await declarations.apply(self._administration(settings), declaration)
         for what in ("added", "changed", "removed"):
             for entity in getattr(applied, what):
                 log.info("%s %s %s", declaration.origin, what, entity)
         for problem in applied.left_alone:
             log.warning("%s: left alone: %s", declaration.origin, problem)
 
-    def _administration(self) -> Administration:
+    def _administration(self, settings: NodeSettings) -> Administration:
         assert self._store is not None
-        return Administration(self._store, preset=self.settings.preset, node_limits=self.settings.limits)
+        return Administration(self._store, preset=settings.preset, node_limits=settings.limits)
 
-    async def reload(self, declaration: Declaration | None) -> None:
-        """Apply the declarations anew and read the certificate files again, without a cut.
+    # -- reload
+
+    async def reload(self, declaration: Declaration | None, settings: NodeSettings | None = None) -> tuple[str, ...]:
+        """Take over a declaration, other settings, and certificate files as they are now, without a cut.
+
+        Gives the names of the settings that differ and wait for a restart.
+
+        Args:
+            declaration: what is to be there from now on; None leaves the entities as they are.
+            settings: those wanted from now on; None leaves them as they are.
 
         Raises:
-            RelayError: nothing, or not everything, of it could be applied; the node goes on as it is.
+            RelayError: it cannot be taken over, and the node goes on as it was. A store that failed half way
+                (StoreError) may have some of the entities.
         """
+        settings, waiting = in_force(self.settings, settings or self.settings)
+        # What can be refused comes first: the certificates, then the declaration with the room that it needs.
+        if self._certificates is not None:
+            self._certificates.check(settings)
         if declaration is not None:
-            await self._declare(declaration)
+            await self._declare(declaration, settings)
+        self._take_settings(settings)
+        if declaration is not None:
             assert self._store is not None
             await self.catalog.wait_applied(await self._store.revision())
         if self._certificates is not None:
-            self._certificates.reload()
+            # Behind the catalog: it may have brought names.
+            self._certificates.reload(settings)
+        return waiting
+
+    def _take_settings(self, settings: NodeSettings) -> None:
+        """The settings that can change while the node runs: each part that keeps some of them is told here."""
+        self.settings = settings
+        self.catalog.take_settings(preset=settings.preset, node_limits=settings.limits, domain=settings.domain)
+        self.broker.public_url = _websocket_url(settings.public_url)
+        self.broker.limits_changed()
 
     # -- what it is
 
@@ -351,12 +374,13 @@ class Node:
             return
         self.phase = Phase.DRAINING
         self.broker.draining = True
-        log.info("draining for at most %g s: %s", self._drain_timeout, self.counts())
+        drain_timeout = resolve(self.settings.preset, self.settings.limits).drain_timeout
+        log.info("draining for at most %g s: %s", drain_timeout, self.counts())
         try:
-            async with asyncio.timeout(self._drain_timeout):
+            async with asyncio.timeout(drain_timeout):
                 await self._quiet.wait()
         except TimeoutError:
-            log.warning("connections are cut after %g s of draining: %s", self._drain_timeout, self.counts())
+            log.warning("connections are cut after %g s of draining: %s", drain_timeout, self.counts())
 
     def hurry(self) -> None:
         """Wait for nobody any more: neither in `drain` nor, in `stop`, for listeners to answer their Close."""

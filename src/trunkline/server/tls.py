@@ -196,20 +196,30 @@ class FileCertificates:
         self.context = _new_context()
         self.reload()
 
-    def reload(self) -> None:
-        """Takes the files as they are now; raises InvalidSetting and keeps what it had when they do not fit."""
-        self._load(_new_context())  # a try first: a pair that does not fit would leave half of it on the live one
-        self._load(self.context)
+    def check(self, files: TlsFiles) -> None:
+        """Raises InvalidSetting when these files could not be used; takes nothing."""
+        _load(files, _new_context())
 
-    def _load(self, context: ssl.SSLContext) -> None:
-        certificate, key = self._files.certificate, self._files.key
-        _check_pem(certificate, key)
-        try:
-            context.load_cert_chain(certificate, key)
-        except ssl.SSLError as error:
-            if error.reason == "KEY_VALUES_MISMATCH":
-                raise InvalidSetting(f"the key in {key} does not belong to the certificate in {certificate}") from None
-            raise InvalidSetting(f"{certificate} and {key} cannot be used: {error.reason or error}") from None
+    def reload(self, files: TlsFiles | None = None) -> None:
+        """Takes its files, or others, as they are now.
+
+        Raises InvalidSetting and keeps what it had when they do not fit.
+        """
+        files = files or self._files
+        self.check(files)  # a pair that does not fit would leave half of it on the live context
+        _load(files, self.context)
+        self._files = files
+
+
+def _load(files: TlsFiles, context: ssl.SSLContext) -> None:
+    certificate, key = files.certificate, files.key
+    _check_pem(certificate, key)
+    try:
+        context.load_cert_chain(certificate, key)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise InvalidSetting(f"the key in {key} does not belong to the certificate in {certificate}") from None
+        raise InvalidSetting(f"{certificate} and {key} cannot be used: {error.reason or error}") from None
 
 
 class DevelopmentCertificates:
@@ -263,12 +273,13 @@ class Certificates:
 
     def __init__(self, settings: TlsSettings, hosts: KnownHosts, *, clock: Callable[[], float] = time.time) -> None:
         self._source: FileCertificates | DevelopmentCertificates
+        self._settings = settings
         #: What clients have to trust, when the node makes its certificates itself.
         self.ca_file: Path | None = None
         if isinstance(settings.tls, str):
             authority = DevelopmentAuthority(settings.data, clock=clock)
             self._source = DevelopmentCertificates(
-                authority, lambda: [*_own_names(settings), *sorted(hosts.hosts())], clock=clock
+                authority, lambda: [*_own_names(self._settings), *sorted(hosts.hosts())], clock=clock
             )
             self.ca_file = authority.ca_file
             source = self._source
@@ -281,10 +292,27 @@ class Certificates:
         """For the server's sockets; stays the same while certificates come and go."""
         return self._source.context
 
-    def reload(self) -> None:
-        """Reads certificate files again. Raises InvalidSetting, and goes on with those it had."""
+    def check(self, settings: TlsSettings) -> None:
+        """Raises InvalidSetting when these settings, of the same kind, could not be taken; takes nothing."""
+        if isinstance(self._source, FileCertificates) and not isinstance(settings.tls, str):
+            self._source.check(settings.tls)
+
+    def reload(self, settings: TlsSettings | None = None) -> None:
+        """Reads certificate files again, or makes a certificate when the settings bring another name.
+
+        Parameters
+        ----------
+        settings: other ones of the same kind: files in place of files, or the node's own authority as before.
+
+        Raises InvalidSetting, and goes on with what it had.
+        """
+        settings = settings or self._settings
         if isinstance(self._source, FileCertificates):
-            self._source.reload()
+            assert not isinstance(settings.tls, str)
+            self._source.reload(settings.tls)
+        self._settings = settings
+        if isinstance(self._source, DevelopmentCertificates):
+            self._source.take_names()
 
     def refresh(self) -> None:
         """Replaces an own certificate that ends soon; to be called now and then, costs nothing until it is due."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from trunkline.protocol.limits import LIMITS
 from trunkline.server.config.declarative import parse
 from trunkline.server.config.errors import InvalidConfiguration
-from trunkline.server.config.settings import SETTINGS, NodeSettings, TlsFiles, load
+from trunkline.server.config.settings import SETTINGS, NodeSettings, TlsFiles, in_force, load
 
 
 @pytest.fixture(autouse=True)
@@ -206,3 +206,52 @@ def test_wrong_admin_token_is_not_shown_either(value: object) -> None:
     with pytest.raises(InvalidConfiguration, match="at least 16 characters") as caught:
         load(flags={"admin_token": value})
     assert str(value) not in str(caught.value) and "--admin-token" in str(caught.value)
+
+
+#: Another value for each setting, than the default.
+OTHERS = {
+    "host": "0.0.0.0",
+    "port": 1,
+    "admin_host": "0.0.0.0",
+    "admin_port": 1,
+    "admin_socket": Path("elsewhere"),
+    "admin_token": "a-token-of-the-operator",
+    "tls": "off",
+    "domain": "example.com",
+    "data": Path("elsewhere"),
+    "public_url": "https://relay.example.com",
+    "preset": "azure",
+}
+
+
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name not in LIMITS])
+def test_running_node_takes_over_what_the_table_says(name: str) -> None:
+    running, wanted = NodeSettings(), NodeSettings.model_validate({name: OTHERS[name]})
+    settings, waiting = in_force(running, wanted)
+    assert running != wanted
+    if SETTINGS[name].effect == "at once":
+        assert (settings, waiting) == (wanted, ())
+    else:
+        assert (settings, waiting) == (running, (name,))
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_running_node_takes_over_every_limit(name: str) -> None:
+    wanted = NodeSettings(limits={name: LIMITS[name].azure})
+    assert in_force(NodeSettings(), wanted) == (wanted, ())
+
+
+def test_running_node_takes_over_other_certificate_files_but_not_another_kind_of_tls() -> None:
+    def files(name: str) -> NodeSettings:
+        return NodeSettings(tls=TlsFiles(certificate=Path(f"{name}.pem"), key=Path(f"{name}.key")))
+
+    assert in_force(files("a"), files("b")) == (files("b"), ())
+    for before, after in ((files("a"), NodeSettings()), (NodeSettings(), files("a"))):
+        assert in_force(before, after) == (before, ("tls",))
+
+
+def test_what_waits_for_a_restart_keeps_nothing_else_waiting() -> None:
+    wanted = NodeSettings(port=1, domain="example.com", limits={"max_senders": 1})
+    settings, waiting = in_force(NodeSettings(), wanted)
+    assert waiting == ("port",)
+    assert settings == NodeSettings(domain="example.com", limits={"max_senders": 1})

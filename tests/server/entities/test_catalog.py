@@ -250,6 +250,24 @@ def test_wrong_limit_of_the_node_is_refused_at_once() -> None:
         Catalog(preset="azur")
 
 
+def test_other_settings_of_the_node_count_at_once_and_wrong_ones_change_nothing() -> None:
+    told = Told(node_limits={"max_senders": 1})
+    told.put(Namespace(NS))
+    told.put(entity("a", limits={"idle_timeout": 3}))
+    namespace, a = told.namespace(), told.catalog.find(told.namespace(), "a")
+    assert told.catalog.limits(namespace, a).max_senders == 1
+    told.changes.clear()
+    with pytest.raises(InvalidSetting):
+        told.catalog.take_settings(preset="azure", node_limits={"max_sendrs": 1}, domain="example.com")
+    assert told.catalog.limits(namespace, a).max_senders == 1
+    assert told.catalog.owns_host("myrelayns.localhost")
+    told.catalog.take_settings(preset="azure", node_limits={"max_listeners": 2}, domain="Example.com")
+    limits = told.catalog.limits(namespace, a)
+    assert (limits.max_senders, limits.max_listeners, limits.idle_timeout) == (0, 2, 3.0)
+    assert told.catalog.owns_host("myrelayns.example.com") and not told.catalog.owns_host("myrelayns.localhost")
+    assert told.changes == []
+
+
 # --- with a store ---
 
 

@@ -474,3 +474,14 @@ async def test_what_was_admitted_shows_no_secret() -> None:
         assert isinstance(listening, Admitted) and (listening.suffix, listening.query) == ("", "")
         for shown in map(repr, (exchange, admitted, arrival)):
             assert "sig=" not in shown and "hidden" not in shown and "root-key" not in shown
+
+
+async def test_limits_of_an_entity_are_those_of_the_moment() -> None:
+    async with Relay() as relay:
+        entity = hybrid_connection(max_senders=3)
+        relay.put(entity)
+        found = relay.admission.limits(entity.key)
+        assert found is not None and found.max_senders == 3
+        assert relay.admission.limits(entity.namespace_id) is None
+        relay.remove(entity.id)
+        assert relay.admission.limits(entity.key) is None

@@ -900,3 +900,66 @@ async def test_a_peer_cannot_write_lines_into_the_log(caplog: pytest.LogCaptureF
         await refused(await relay.dial(target, host=f"{HOST},x"), 404, "The host")
     assert caplog.records
     assert all("\n" not in record.getMessage() for record in caplog.records)
+
+
+# -- other limits
+
+
+async def test_control_channels_take_over_the_limits_of_their_entity_that_are_others() -> None:
+    async with Relay(ping_interval=30, on_listener_loss="teardown") as relay:
+        relay.put(hybrid_connection("bills"))
+        listener, other = await relay.listener(), await relay.listener("bills")
+        sender, leg = await relay.pair(listener)
+        relay.put(hybrid_connection(ping_interval=5, on_listener_loss="keep"))
+        relay.pass_time(6)
+        assert (await listener.frame()).opcode is Opcode.PING
+        # Nobody else was pinged, and what the listener leaves behind lives on.
+        other.send_frame(Opcode.PING, b"?")
+        assert (await other.frame()).opcode is Opcode.PONG
+        listener.reset()
+        await until(lambda: relay.counts()["listeners"] == 1)
+        await can_talk(sender, leg)
+
+
+async def test_control_channels_take_over_the_limits_of_namespace_and_node_that_are_others() -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        relay.put(namespace(limits={"ping_interval": 5}))
+        relay.pass_time(6)
+        assert (await listener.frame()).opcode is Opcode.PING
+        listener.send_frame(Opcode.PONG)
+        relay.catalog.take_settings(node_limits={"ping_interval": 1, "token_grace": 1})
+        (channel,) = relay.broker.channels
+        assert channel.machine.limits.token_grace == 30
+        relay.broker.limits_changed()
+        assert (channel.machine.limits.ping_interval, channel.machine.limits.token_grace) == (5, 1)
+        relay.pass_time(6)
+        assert (await listener.frame()).opcode is Opcode.PING
+
+
+async def test_listeners_that_are_parked_get_the_places_that_a_higher_limit_brings() -> None:
+    async with Relay(max_listeners=1) as relay:
+        for _ in range(3):
+            await relay.listener()
+        assert relay.counts()["parked_listeners"] == 2
+        relay.put(hybrid_connection(max_listeners=3))
+        await until(lambda: "parked_listeners" not in relay.counts())
+        assert relay.counts()["listeners"] == 3
+
+
+async def test_a_listener_that_waited_for_its_place_has_the_limits_of_the_moment(nobody_is_parked: None) -> None:
+    async with Relay(max_listeners=1) as relay:
+        first, second = await relay.listener(), await relay.dial_listener()
+        await until(lambda: relay.counts().get("waiting_listeners"))
+        relay.put(hybrid_connection(max_listeners=1, token_grace=7))
+        await first.leave()
+        assert (await second.answer()).status == 101
+        await until(lambda: [each.machine.limits.token_grace for each in relay.broker.channels] == [7])
+
+
+async def test_the_public_url_counts_for_the_next_sender_of_a_listener_that_is_there() -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        relay.broker.public_url = "wss://relay.example.com:444"
+        await relay.dial_sender()
+        assert (await listener.offer())["address"].startswith("wss://relay.example.com:444/$hc/orders?")

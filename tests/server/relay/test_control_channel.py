@@ -9,6 +9,7 @@ import pytest
 from server.relay.peers import GUID, Frame, Peer, Relay, client_tls, frame, server_tls, token, until
 from trunkline.protocol.errors import ServerBusy
 from trunkline.protocol.frames import Opcode
+from trunkline.protocol.limits import resolve
 from trunkline.server.relay import control_channel as module
 from trunkline.server.relay.control_channel import BACKLOG, ControlChannel
 from trunkline.server.relay.sockets import RECEIVE_BUFFER
@@ -259,3 +260,12 @@ async def test_a_channel_that_is_not_open_yet_or_any_more_is_told_of_nobody() ->
         await until(lambda: not relay.broker.channels)
         assert not channel.deliver(meeting.offer)
         assert (await sender.answer()).status == 502
+
+
+async def test_other_limits_are_taken_over_and_what_they_make_due_is_done() -> None:
+    async with Relay(token_grace=120, ping_interval=0, control_idle_timeout=0) as relay:
+        listener = await relay.listener(signature=token(lifetime=10))
+        relay.pass_time(50)
+        channel_of(relay).take_limits(resolve("default", {"token_grace": 30, "control_idle_timeout": 0}))
+        close = (await listener.frame()).close
+        assert close.code == 1008 and close.reason.startswith("ExpiredToken")

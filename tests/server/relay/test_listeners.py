@@ -527,6 +527,20 @@ async def test_a_raised_limit_gives_places_to_who_waits_for_one() -> None:
         assert (await task)[0].parked
 
 
+async def test_limits_that_are_others_count_at_once_and_take_no_place_away() -> None:
+    directory = Directory(max_listeners=2)
+    same = client_named("x")
+    *_, parked = await directory.add("a", "b", "c", client=same)
+    await directory.local.take_limits(ENTITY, limits(max_listeners=3))
+    assert not parked.parked and directory.local.listener_count(ENTITY) == 3
+    await directory.local.take_limits(ENTITY, limits(max_listeners=1))
+    assert directory.local.listener_count(ENTITY) == 3
+    directory.limits = limits(max_listeners=1)
+    [late] = await directory.add("d", client=same)
+    assert late.parked
+    await directory.local.take_limits("/of/nobody", limits())
+
+
 async def test_leaving_twice_is_leaving_once() -> None:
     directory = Directory(max_listeners=1)
     a, b = await directory.add("a", "b", client=client_named("x"))

@@ -3,6 +3,8 @@
 Each field of the table is one setting: its name, default, check and help are here and nowhere else. It is
 ``port`` in the ``[node]`` table of a file, ``TRUNKLINE_PORT`` in the environment and ``--port`` on the command
 line. The limits of `trunkline.protocol.limits` are settings of the node as well.
+
+A node that runs can take other settings over (SIGHUP); each row says whether it does so at once, see `in_force`.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr, ValidationError
@@ -101,6 +103,14 @@ def _admin_token(value: object) -> object:
     return text
 
 
+#: When a setting takes effect that was changed while the node runs.
+Effect = Literal["at once", "restart", "other files at once, else restart"]
+
+
+def _setting(default: object, description: str, effect: Effect) -> Any:
+    return Field(default=default, description=description, json_schema_extra={"effect": effect})
+
+
 Host = Annotated[str, AfterValidator(names.host_name)]
 Port = Annotated[int, BeforeValidator(_port)]
 
@@ -116,39 +126,39 @@ class NodeSettings(BaseSettings):
         frozen=True,
     )
 
-    host: Host = Field(
-        default="127.0.0.1", description="address that the data plane binds to; 0.0.0.0 or :: is all of them"
+    host: Host = _setting("127.0.0.1", "address that the data plane binds to; 0.0.0.0 or :: is all of them", "restart")
+    port: Port = _setting(8443, "port of the data plane; 0 lets the system choose", "restart")
+    admin_host: Host = _setting("127.0.0.1", "address of the admin port", "restart")
+    admin_port: Port = _setting(
+        8081, "port of /healthz, /readyz and of trunkline listeners; 0 lets the system choose", "restart"
     )
-    port: Port = Field(default=8443, description="port of the data plane; 0 lets the system choose")
-    admin_host: Host = Field(default="127.0.0.1", description="address of the admin port")
-    admin_port: Port = Field(
-        default=8081, description="port of /healthz, /readyz and of trunkline listeners; 0 lets the system choose"
+    admin_socket: Annotated[Path, AfterValidator(_path)] = _setting(
+        Path("admin.sock"),
+        "Unix socket with what the admin port has, for the user of the node alone; begins at the data folder;"
+        " off: none",
+        "restart",
     )
-    admin_socket: Annotated[Path, AfterValidator(_path)] = Field(
-        default=Path("admin.sock"),
-        description="Unix socket with what the admin port has, for the user of the node alone; begins at the data"
-        " folder; off: none",
-    )
-    admin_token: Annotated[SecretStr | None, BeforeValidator(_admin_token)] = Field(
-        default=None,
-        description="what callers of the admin port have to know; not given, the node makes one and keeps it in"
+    admin_token: Annotated[SecretStr | None, BeforeValidator(_admin_token)] = _setting(
+        None,
+        "what callers of the admin port have to know; not given, the node makes one and keeps it in"
         " admin-token in the data folder; other users of this computer may see options, not variables",
+        "restart",
     )
-    tls: Annotated[Literal["development", "off"] | TlsFiles, BeforeValidator(_tls)] = Field(
-        default="development",
-        description="development: certificates of an authority that the node makes and keeps in the data folder;"
+    tls: Annotated[Literal["development", "off"] | TlsFiles, BeforeValidator(_tls)] = _setting(
+        "development",
+        "development: certificates of an authority that the node makes and keeps in the data folder;"
         " off: none, for a proxy in front that ends TLS; or a certificate file and its key file",
+        "other files at once, else restart",
     )
-    domain: Host = Field(default="localhost", description="a namespace is reached as <name>.<domain>")
-    data: Annotated[Path, AfterValidator(_path)] = Field(
-        default=Path("data"), description="folder for entities, keys and certificates that the node keeps"
+    domain: Host = _setting("localhost", "a namespace is reached as <name>.<domain>", "at once")
+    data: Annotated[Path, AfterValidator(_path)] = _setting(
+        Path("data"), "folder for entities, keys and certificates that the node keeps", "restart"
     )
-    public_url: Annotated[str | None, BeforeValidator(_public_url)] = Field(
-        default=None,
-        description="how listeners and senders reach this node, when that is not the host and port it binds to",
+    public_url: Annotated[str | None, BeforeValidator(_public_url)] = _setting(
+        None, "how listeners and senders reach this node, when that is not the host and port it binds to", "at once"
     )
-    preset: Literal["default", "azure"] = Field(
-        default="default", description="defaults of every limit; azure: as the real service was seen to do"
+    preset: Literal["default", "azure"] = _setting(
+        "default", "defaults of every limit; azure: as the real service was seen to do", "at once"
     )
     #: The limits that were set on the node itself; what was not set is decided by `preset`.
     limits: Mapping[str, Value] = Field(default_factory=dict)
@@ -178,20 +188,40 @@ class Setting:
     #: Command line option.
     flag: str
     help: str
+    #: When it takes effect in a node that runs.
+    effect: Effect
 
 
 #: The table: every setting of a node by its name, limits last.
 SETTINGS: Mapping[str, Setting] = {
-    name: Setting(name, default, f"{ENVIRONMENT_PREFIX}{name.upper()}", f"--{name.replace('_', '-')}", help)
-    for name, default, help in (
+    name: Setting(name, default, f"{ENVIRONMENT_PREFIX}{name.upper()}", f"--{name.replace('_', '-')}", help, effect)
+    for name, default, help, effect in (
         *(
-            (name, row.default, row.description or "")
+            (name, row.default, row.description or "", cast(dict[str, Effect], row.json_schema_extra)["effect"])
             for name, row in NodeSettings.model_fields.items()
             if name != "limits"
         ),
-        *((name, row.default, row.help) for name, row in LIMITS.items()),
+        *((name, row.default, row.help, "at once") for name, row in LIMITS.items()),
     )
 }
+
+
+def in_force(running: NodeSettings, wanted: NodeSettings) -> tuple[NodeSettings, tuple[str, ...]]:
+    """What a running node makes of other settings: those that count from now on, and the names of those that do not.
+
+    Parameters
+    ----------
+    running: as they are in force.
+    wanted: as somebody wants them.
+    """
+    waiting = {}
+    for name in NodeSettings.model_fields:
+        before, after = getattr(running, name), getattr(wanted, name)
+        if before == after or name == "limits" or SETTINGS[name].effect == "at once":
+            continue
+        if not (SETTINGS[name].effect != "restart" and isinstance(before, TlsFiles) and isinstance(after, TlsFiles)):
+            waiting[name] = before
+    return wanted.model_copy(update=waiting), tuple(waiting)
 
 
 def load(declaration: Declaration | None = None, flags: Mapping[str, object] | None = None) -> NodeSettings:

@@ -66,9 +66,6 @@ class Catalog:
     def __init__(
         self, *, preset: str = "default", node_limits: Mapping[str, object] | None = None, domain: str = "localhost"
     ) -> None:
-        self._preset = preset
-        self._node_limits = dict(node_limits or {})
-        self._domain = domain.lower()
         #: By lower-case id of the namespace.
         self._shelves: dict[str, _Shelf] = {}
         #: The indexes below are behind; they are made when somebody looks (and not for each of many changes).
@@ -81,12 +78,23 @@ class Catalog:
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         #: The last change that is in effect.
         self.revision = 0
-        resolve(preset, self._node_limits)  # wrong settings are refused here and not on the first connection
+        self.take_settings(preset=preset, node_limits=node_limits, domain=domain)
 
     def __repr__(self) -> str:
         shelves = [shelf for shelf in self._shelves.values() if shelf.namespace]
         children = sum(len(shelf.children) for shelf in shelves)
         return f"<Catalog namespaces={len(shelves)} hybrid_connections={children} revision={self.revision}>"
+
+    def take_settings(
+        self, *, preset: str = "default", node_limits: Mapping[str, object] | None = None, domain: str = "localhost"
+    ) -> None:
+        """Other settings of the node count from now on. Raises InvalidSetting, changing nothing."""
+        node_limits = dict(node_limits or {})
+        resolve(preset, node_limits)  # wrong settings are refused here and not on the first connection
+        self._preset, self._node_limits, self._domain = preset, node_limits, domain.lower()
+        self._stale = True
+        for shelf in self._shelves.values():
+            shelf.limits.clear()
 
     # --- looking things up ---
 

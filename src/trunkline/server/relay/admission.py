@@ -188,6 +188,14 @@ class Admission:
             return None, ""
         return self._catalog.find(namespace, found[0]), found[1]
 
+    def limits(self, entity_id: str) -> Limits | None:
+        """The limits of a hybrid connection as they are now; None when it is gone."""
+        entity = self._catalog.get(entity_id)
+        namespace = self._catalog.get(entity.namespace_id) if isinstance(entity, HybridConnection) else None
+        if not isinstance(entity, HybridConnection) or not isinstance(namespace, Namespace):
+            return None
+        return self._catalog.limits(namespace, entity)
+
     def renew(self, entity_id: str, host: str, token: str) -> Grant:
         """Check the token that a listener sent to go on with.
 

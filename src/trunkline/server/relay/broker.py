@@ -96,7 +96,8 @@ class Broker:
         self._new_id = new_id
         self._new_phase = new_phase
         self._masker = masker
-        self._public_url = public_url
+        # Counts for the next sender, also on channels that are open.
+        self.public_url = public_url
         # Senders that wait for a listener, by the secret of their rendezvous.
         self._meetings: dict[str, Meeting] = {}
         # Control channels whose transport is there, also while they close.
@@ -169,7 +170,7 @@ class Broker:
             facts,
             clock=self._clock,
             on_token=self._renew,
-            on_ended=partial(self._listener_ended, teardown=admitted.limits.on_listener_loss == "teardown"),
+            on_ended=self._listener_ended,
             on_gone=self._channel_gone,
         )
         try:
@@ -193,7 +194,7 @@ class Broker:
             return
         channel.open(
             core.RelayControlChannel(
-                limits=admitted.limits,
+                limits=self._admission.limits(facts.entity) or admitted.limits,
                 expires_at=self._on_clock(admitted.grant.expires_at),
                 now=self._clock(),
                 tracking_id=admitted.tracking_id,
@@ -220,7 +221,7 @@ class Broker:
         else:
             channel.renewed(grant, self._on_clock(grant.expires_at))
 
-    def _listener_ended(self, channel: ControlChannel, ended: core.Ended, *, teardown: bool) -> None:
+    def _listener_ended(self, channel: ControlChannel, ended: core.Ended) -> None:
         facts = channel.facts
         log.info(
             "listener %s on %s ended after %.1f s: %s",
@@ -231,7 +232,7 @@ class Broker:
         )
         if channel.registration is not None:
             self.spawn(self.directory.unregister(channel.registration))
-        if ended.loss and teardown:
+        if ended.loss and channel.machine.limits.on_listener_loss == "teardown":
             self._splicing.listener_lost(channel.id, f"the listener's control channel was lost: {ended.reason}")
         for meeting in list(self._meetings.values()):
             meeting.listener_lost(channel.id)
@@ -258,7 +259,7 @@ class Broker:
             secret=secret,
             headers=headers_for_listener(exchange.head, admitted.token_header),
             remote=RemoteEndpoint(*exchange.remote),
-            base_url=self._public_url,
+            base_url=self.public_url,
             allowed=_guids(exchange.head.get("Microsoft-Relay-AllowedListeners")),
             disallowed=_guids(exchange.head.get("Microsoft-Relay-DisallowedListeners")) or frozenset(),
         )
@@ -332,6 +333,26 @@ class Broker:
                 return
         if before is not None:
             self._end_revoked(before.key)
+            if after is not None and before.limits != after.limits:
+                self.limits_changed(after.key)
+
+    def limits_changed(self, scope: str = "") -> None:
+        """Let control channels take over the limits of an entity, of all in a namespace, or ("") of everything.
+
+        New connections find them anyway; those that are established keep what they began with.
+        """
+        told: set[str] = set()
+        for channel in list(self.channels):
+            entity = channel.facts.entity
+            if scope and entity != scope and not entity.startswith(f"{scope}/"):
+                continue
+            limits = self._admission.limits(entity)
+            if limits is None or limits == channel.machine.limits:
+                continue
+            channel.take_limits(limits)
+            if entity not in told:
+                told.add(entity)
+                self.spawn(self.directory.take_limits(entity, limits))
 
     def _end_entity(self, entity: str, error: RelayError) -> None:
         for channel in list(self.channels):

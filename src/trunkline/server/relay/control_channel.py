@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from trunkline.protocol import control_channel as core
 from trunkline.protocol.errors import ConnectionLost, RelayError
+from trunkline.protocol.limits import Limits
 from trunkline.protocol.messages import Accept
 from trunkline.protocol.urls import Action, accept_address
 from trunkline.server.entities.authorization import Grant
@@ -181,6 +182,10 @@ class ControlChannel(asyncio.BufferedProtocol):
             if is_lost(self._transport):
                 self.abort()
         self._run(self.machine.tick(now))
+
+    def take_limits(self, limits: Limits) -> None:
+        """Other limits of its entity count from now on."""
+        self._run(self.machine.take_limits(limits, self._clock()))
 
     def renewed(self, grant: Grant, expires_at: float) -> None:
         """The renewed token is good until `expires_at`, in seconds of the clock."""

@@ -148,6 +148,9 @@ class ListenerDirectory(Protocol):
     async def release(self, ticket: str, entity: str) -> None:
         """The sender's connection has ended, or never came to be."""
 
+    async def take_limits(self, entity: str, limits: Limits) -> None:
+        """The limits of an entity are others: parked listeners may have room now. Nobody loses a place."""
+
     def listener_count(self, entity: str) -> int:
         """Registered listeners, without parked ones."""
 
@@ -343,6 +346,11 @@ class LocalDirectory:
         if registration is not None:
             registration.tickets.discard(ticket)
         self._forget_if_empty(entity, roster)
+
+    async def take_limits(self, entity: str, limits: Limits) -> None:
+        roster = self._rosters.get(entity)
+        if roster is not None:
+            self._set_most_listeners(roster, limits)
 
     def listener_count(self, entity: str) -> int:
         roster = self._rosters.get(entity)
