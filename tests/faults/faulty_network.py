@@ -176,7 +176,7 @@ class Link:
             way.hold()
         for sock, wanted in ((self.client, client), (self.server, server)):
             if not wanted:
-                _drop_segments(sock)
+                drop_segments(sock)
                 continue
             _reset_when_closed(sock)
         if client and server:
@@ -198,12 +198,12 @@ class Link:
         for wanted, sock, way in ((client, self.client, self.to_server), (server, self.server, self.to_client)):
             if wanted:
                 way.hold()
-                _drop_segments(sock)
+                drop_segments(sock)
 
     def heal(self) -> None:
         """Undo `silence`; what was sent meanwhile arrives when its sender repeats it."""
         for way in (self.to_server, self.to_client):
-            _pass_segments(way.source)
+            pass_segments(way.source)
             way.release()
 
     def close(self) -> None:
@@ -280,13 +280,13 @@ class FaultyNetwork:
 
     def silence(self) -> None:
         """All links fall silent, and whoever connects gets no answer."""
-        _drop_segments(self._listening)
+        drop_segments(self._listening)
         for link in self.open_links:
             link.silence()
 
     def heal(self) -> None:
         """Undo `silence`."""
-        _pass_segments(self._listening)
+        pass_segments(self._listening)
         for link in self.open_links:
             link.heal()
 
@@ -299,7 +299,7 @@ class FaultyNetwork:
         loop = asyncio.get_running_loop()
         while True:
             client, _ = await loop.sock_accept(self._listening)
-            _pass_segments(client)
+            pass_segments(client)
             self._spawn(self._carry(client))
 
     async def _carry(self, client: socket.socket) -> None:
@@ -335,12 +335,14 @@ def _reset_when_closed(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-def _drop_segments(sock: socket.socket) -> None:
+def drop_segments(sock: socket.socket) -> None:
+    """Nothing that the other end sends reaches this socket any more; the other end sees nothing of that."""
     with contextlib.suppress(OSError):  # closed, or not on Linux
         sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", 1, ctypes.addressof(_DROP)))
 
 
-def _pass_segments(sock: socket.socket) -> None:
+def pass_segments(sock: socket.socket) -> None:
+    """Undo `drop_segments`."""
     with contextlib.suppress(OSError):  # there was no filter
         sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
 

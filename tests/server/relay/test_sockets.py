@@ -12,12 +12,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from faults.faulty_network import drop_segments
 from server.relay.peers import Peer, Relay, client_tls, frame, handshake, server_tls, token, until
 from trunkline.protocol.frames import Opcode
 from trunkline.protocol.splice import Side
 from trunkline.server.relay import sockets
 from trunkline.server.relay.frontend import EARLY_LIMIT
-from trunkline.server.relay.sockets import descriptor_limit, has_descriptors, is_lost, raise_descriptor_limit
+from trunkline.server.relay.sockets import descriptor_limit, has_descriptors, is_lost, raise_descriptor_limit, unheard
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the state of a TCP connection")
 
@@ -130,6 +131,64 @@ async def test_of_what_is_no_tcp_connection_nothing_is_known() -> None:
         transport.close()
         await asyncio.sleep(0)
     assert not is_lost(asyncio.Transport())
+    assert unheard(asyncio.Transport()) == 0
+
+
+async def test_a_peer_that_only_does_not_read_owes_nothing_and_one_whose_network_is_gone_does() -> None:
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        transport, _ = await loop.create_connection(asyncio.Protocol, *listening.getsockname())
+        peer, _ = listening.accept()
+        with peer:
+            assert unheard(transport) == 0
+            transport.write(bytes(16_777_216))  # more than the sockets take: its receive window is closed
+            await until(lambda: unheard(transport) == 0)
+            held = transport.get_write_buffer_size()
+            await asyncio.sleep(0.3)  # probes go out, and are answered
+            assert transport.get_write_buffer_size() == held > 0
+            await until(lambda: unheard(transport) == 0)
+        transport.abort()
+        transport, _ = await loop.create_connection(asyncio.Protocol, *listening.getsockname())
+        peer, _ = listening.accept()
+        with peer:
+            drop_segments(peer)
+            transport.write(b"is anybody there?")
+            await until(lambda: unheard(transport) > 0.1)
+            transport.abort()
+
+
+async def test_a_leg_whose_network_is_gone_is_cut_while_the_other_end_is_well() -> None:
+    async with Relay(idle_timeout=60) as relay:
+        channel = await relay.listener()
+        sender, leg = await relay.pair(channel)
+        (connection,) = relay.splicing
+        drop_segments(sender.writer.get_extra_info("socket"))
+        leg.send_frame(Opcode.BINARY, b"is anybody there?")
+        transport = connection.legs[Side.SENDER].transport
+        assert transport is not None
+        await until(lambda: unheard(transport) > 0.1)
+        relay.pass_time(1)
+        assert len(relay.splicing) == 1, "TCP has repeated it once or twice, which is nothing yet"
+        connection.legs[Side.SENDER].listen_for_life(0.1)
+        # As for any leg that is lost: the listener hears 1001.
+        assert (await leg.frame()).opcode is Opcode.CLOSE
+        await leg.leave()
+        await until(lambda: set(relay.counts()) == {"listeners", "channels"})
+
+
+@pytest.mark.parametrize(("idle_timeout", "limit"), [(0, 60), (1, 5), (30, 30), (3_600, 60)])
+async def test_a_peer_may_owe_an_acknowledgement_for_the_idle_timeout_within_reason(
+    idle_timeout: float, limit: float
+) -> None:
+    async with Relay(idle_timeout=idle_timeout) as relay:
+        await relay.pair(await relay.listener())
+        (connection,) = relay.splicing
+        assert connection.silence_limit == limit
+        for leg in connection.legs:
+            assert leg.transport is not None
+            sock = leg.transport.get_extra_info("socket")
+            values = [sock.getsockopt(socket.IPPROTO_TCP, name) for name in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL)]
+            assert values == [limit // 2, limit // 5]
 
 
 def test_room_is_what_the_system_lets_a_process_open() -> None:

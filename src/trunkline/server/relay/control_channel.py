@@ -21,7 +21,7 @@ from trunkline.protocol.urls import Action, accept_address
 from trunkline.server.entities.authorization import Grant
 from trunkline.server.relay.legs import Farewell
 from trunkline.server.relay.listeners import Offer, Registration
-from trunkline.server.relay.sockets import RECEIVE_BUFFER, enable_keepalive, is_lost
+from trunkline.server.relay.sockets import RECEIVE_BUFFER, is_lost
 
 # A listener that has not read this much of its offers is told of no more.
 BACKLOG = 1_048_576
@@ -140,7 +140,6 @@ class ControlChannel(asyncio.BufferedProtocol):
     def take_over(self, transport: asyncio.Transport, early: bytes) -> None:
         self._transport = transport
         transport.set_write_buffer_limits(BACKLOG)
-        enable_keepalive(transport)
         if early:
             self._run(self.machine.receive(early, self._clock()))
 

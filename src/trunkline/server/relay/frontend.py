@@ -36,7 +36,7 @@ from trunkline.protocol.errors import (
     clean_phrase,
 )
 from trunkline.protocol.limits import ENTITY_PATH_LIMIT, HEAD_TIMEOUT, REQUEST_HEAD_LIMIT
-from trunkline.server.relay.sockets import RECEIVE_BUFFER, descriptor_limit, end_writing, is_lost
+from trunkline.server.relay.sockets import RECEIVE_BUFFER, descriptor_limit, enable_keepalive, end_writing, is_lost
 
 log = logging.getLogger("trunkline.relay")
 
@@ -321,6 +321,8 @@ class FrontendProtocol(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
+        # From the beginning: a listener may wait long for its place, and nothing else would find that it is gone.
+        enable_keepalive(transport)
         self._frontend.connections.add(self)
         self._frontend.heads[self] = self._frontend.clock() + HEAD_TIMEOUT
 

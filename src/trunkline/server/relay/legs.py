@@ -10,7 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from trunkline.protocol.splice import Outgoing, Side
-from trunkline.server.relay.sockets import RECEIVE_BUFFER, enable_keepalive, end_writing, is_lost
+from trunkline.server.relay.sockets import RECEIVE_BUFFER, enable_keepalive, end_writing, is_lost, unheard
 
 if TYPE_CHECKING:
     from trunkline.server.relay.splicing import Connection
@@ -65,7 +65,7 @@ class Leg(asyncio.BufferedProtocol):
             return
         self.transport = transport
         transport.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
-        enable_keepalive(transport)
+        enable_keepalive(transport, self.connection.silence_limit)
         self._early = early
 
     def start(self) -> None:
@@ -99,6 +99,14 @@ class Leg(asyncio.BufferedProtocol):
             self._was_read = False
             if is_lost(self.transport):
                 self.transport.abort()
+
+    def listen_for_life(self, limit: float) -> None:
+        """Cut it when its peer's TCP has owed an acknowledgement for so many seconds: it, or its network, is gone.
+
+        The idle timeout does not find that: the other end's pings keep the connection.
+        """
+        if self.transport is not None and unheard(self.transport) >= limit:
+            self.transport.abort()
 
     def pause_writing(self) -> None:
         self.connection.congested(self.side)

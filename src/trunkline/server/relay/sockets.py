@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import socket
+import struct
 import sys
 
 try:
@@ -29,6 +30,9 @@ _MOST_ON_MACOS = 10_240
 # TLS transport can have decrypted: what aiofastnet has left over when it is paused is not delivered after it is
 # resumed, unless more arrives from the network.
 RECEIVE_BUFFER = memoryview(bytearray(TLS_READ_SIZE))
+
+# tcpi_probes (the fourth byte), tcpi_unacked (segments), tcpi_last_ack_recv (milliseconds) of Linux' struct tcp_info.
+_TCP_INFO = struct.Struct("=3xB20xI28xI")
 
 # States of a TCP connection as the first byte of TCP_INFO gives them (Linux, tcp_states.h).
 _TCP_CLOSED = 7
@@ -97,6 +101,26 @@ def is_lost(transport: asyncio.BaseTransport, *, or_ended: bool = False) -> bool
     return state == _TCP_CLOSED or (or_ended and state == _TCP_CLOSED_BY_PEER)
 
 
+def unheard(transport: asyncio.BaseTransport) -> float:
+    """Seconds since the peer's TCP last acknowledged anything, if it owes that; 0 when it owes nothing.
+
+    It tells a peer that is gone, or whose network is, from one that only has nothing to say or does not read: what is
+    sent to those is acknowledged. Nothing is owed for one probe: it may have been sent this moment, and while the
+    receive window of a slow peer is closed the probe before it was sent up to two minutes ago. Linux alone tells.
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is None or sys.platform != "linux":
+        return 0.0
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+    except OSError:
+        return 0.0
+    if len(info) != _TCP_INFO.size:
+        return 0.0
+    probes, unacknowledged, silence = _TCP_INFO.unpack(info)
+    return silence / 1000 if unacknowledged or probes > 1 else 0.0
+
+
 def end_writing(transport: asyncio.Transport) -> None:
     """Tell the peer that nothing more comes, behind what the transport holds."""
     try:
@@ -106,13 +130,22 @@ def end_writing(transport: asyncio.Transport) -> None:
         transport.abort()
 
 
-def enable_keepalive(transport: asyncio.Transport) -> None:
-    """Let TCP find a peer that is gone without a word, where no idle timeout does."""
+def enable_keepalive(transport: asyncio.BaseTransport, within: float = 60.0) -> None:
+    """Let TCP ask a peer that says nothing whether it is there, so that one that is gone is found.
+
+    Also what `unheard` rests on: a healthy peer acknowledges something at least that often.
+
+    Args:
+        transport: of a TCP connection; nothing happens to any other.
+        within: seconds from the last sign of life until it is taken for gone; at least 5.
+    """
     sock = transport.get_extra_info("socket")
     if sock is None:
         return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
+    # Half of the time until the first question, three questions in the other half.
+    times = (("TCP_KEEPIDLE", int(within / 2)), ("TCP_KEEPINTVL", int(within / 5)), ("TCP_KEEPCNT", 3))
+    for name, value in times:
         option = getattr(socket, name, None)
         if option is not None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -19,6 +19,11 @@ from trunkline.protocol.splice import Actions, Side, Splice
 from trunkline.server.entities.authorization import Grant
 from trunkline.server.relay.legs import Leg
 
+# Seconds that the TCP of a peer may owe an acknowledgement: `idle_timeout`, within these bounds. Less would take a lost
+# segment, which TCP repeats after a second or two, for a dead network.
+SILENCE_AT_LEAST = 5.0
+SILENCE_AT_MOST = 60.0
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -45,7 +50,17 @@ class Facts:
 class Connection:
     """A sender and a listener, joined."""
 
-    __slots__ = ("_clock", "_on_end", "_on_gone", "facts", "legs", "splice", "started_at")
+    __slots__ = (
+        "_clock",
+        "_listen_at",
+        "_on_end",
+        "_on_gone",
+        "silence_limit",
+        "facts",
+        "legs",
+        "splice",
+        "started_at",
+    )
 
     def __init__(
         self,
@@ -62,6 +77,9 @@ class Connection:
         self._on_end = on_end
         self._on_gone = on_gone
         self.started_at = clock()
+        # Seconds that the TCP of a peer may owe an acknowledgement, and when that is looked at next.
+        self.silence_limit = min(max(limits.idle_timeout or SILENCE_AT_MOST, SILENCE_AT_LEAST), SILENCE_AT_MOST)
+        self._listen_at = self.started_at
         self.splice = Splice(limits=limits, tracking_id=facts.tracking_id, now=self.started_at, masker=masker)
         # legs[side]; both exist before the first of them is read.
         self.legs = (Leg(self, Side.SENDER), Leg(self, Side.LISTENER))
@@ -100,6 +118,11 @@ class Connection:
         """Look at the clock, and whether both legs are still there."""
         for leg in self.legs:
             leg.look()
+        if now >= self._listen_at:
+            # Seldom, as it costs a system call for each leg.
+            self._listen_at = now + self.silence_limit / 12
+            for leg in self.legs:
+                leg.listen_for_life(self.silence_limit)
         self._run(self.splice.tick(now))
 
     def close(self, error: RelayError) -> None:
