@@ -22,6 +22,10 @@ hypothesis.settings.register_profile("workstation", deadline=None)
 if not os.environ.get("CI"):
     hypothesis.settings.load_profile("workstation")
 
+# What the machine is set to must not decide what a test sees; programs that a test starts inherit it too.
+for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+    del os.environ[name]
+
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop] | None] = {"asyncio": None}
 if sys.platform != "win32":
     import uvloop

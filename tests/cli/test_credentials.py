@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from cli.program import Program, failure_of
+from proxy_servers import http_proxy, socks_proxy
 from trunkline.cli.credentials import read
 from trunkline.cli.failure import Failure
 from trunkline.protocol.errors import InvalidConnectionString
@@ -46,3 +49,26 @@ def test_error_of_the_network_names_the_relay() -> None:
             with read(TEXT, "a", None, True).reaching():
                 raise error
         assert remedy in caught.value.remedy
+
+
+def test_commands_go_through_a_proxy_of_the_option_or_of_the_environment(
+    access: Callable[[str], dict[str, str]],
+) -> None:
+    with socks_proxy("ada:s3cret") as socks, http_proxy("ada:s3cret") as http:
+        with Program("listen", "--once", env={**access("Listen"), "HTTPS_PROXY": socks.url}) as listener:
+            listener.wait_for("listening on")
+            with Program("connect", "--proxy", http.url, env=access("Send")) as sender:
+                assert sender.finish(b"hello") == b"hello"
+            assert listener.end() == 0
+        assert socks.log().count("socks5 ") == 2 and "CONNECT" in http.log()
+        said = failure_of("connect", "--proxy", http.with_credentials("ada:hush"), env=access("Send"), status=1)
+        assert f"The proxy {http.address} refuses the user name and password (407)" in said
+        assert "remedy: give the user name and password within the address" in said and "hush" not in said
+    assert f"The proxy {http.address} cannot be reached: Connection refused" in failure_of(
+        "connect", "--proxy", http.url, env=access("Send"), status=1
+    )
+    assert "socks4://" in failure_of("connect", "--proxy", "socks4://ada:hush@p", env=access("Send"), status=2)
+
+
+def test_proxy_is_not_shown() -> None:
+    assert "hush" not in repr(read(TEXT, "a", None, True, "http://ada:hush@p"))

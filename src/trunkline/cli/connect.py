@@ -17,6 +17,7 @@ def command(
     entity: credentials.EntityOption = None,
     ca: credentials.CaOption = None,
     no_tls: credentials.NoTlsOption = False,
+    proxy: credentials.ProxyOption = None,
     header: Annotated[
         list[str] | None, typer.Option("--header", "-H", metavar="NAME:VALUE", help="For the listener; repeatable.")
     ] = None,
@@ -42,7 +43,7 @@ def command(
       trunkline connect < backup.tar > answer
       trunkline connect --entity orders -H "X-Room: 7" --path rooms/7?since=5
     """
-    who = credentials.read(connection_string, entity, ca, no_tls)
+    who = credentials.read(connection_string, entity, ca, no_tls, proxy)
     headers = [_header(text) for text in header or ()]
     run(_connect(who, headers, tuple(subprotocol or ()), path, timeout, verbose))
 

@@ -1,7 +1,8 @@
 """Who a command is and whom it trusts: one rule for all commands.
 
 The connection string is that of ``--connection-string``, else of ``TRUNKLINE_CONNECTION_STRING``. It holds only what
-Azure's own hold; how to trust the relay is said beside it, with ``--ca`` or ``TRUNKLINE_CA_FILE``, or ``--no-tls``.
+Azure's own hold; how to trust the relay is said beside it, with ``--ca`` or ``TRUNKLINE_CA_FILE``, or ``--no-tls``,
+and the way there with ``--proxy`` or the usual variables (``HTTPS_PROXY`` and so on, see `trunkline.sdk.proxy`).
 """
 
 from __future__ import annotations
@@ -45,6 +46,14 @@ CaOption = Annotated[
     ),
 ]
 NoTlsOption = Annotated[bool, typer.Option("--no-tls", help="The relay speaks no TLS on this port.")]
+ProxyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--proxy",
+        metavar="URL",
+        help='Go through this proxy, http://... or socks5://...; "" for none. Otherwise HTTPS_PROXY and so on count.',
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -59,18 +68,20 @@ class Credentials:
     address: str
     #: As the SDK takes it.
     ssl: ssl.SSLContext | Literal[False] | None
+    #: URL of a proxy, which may hold credentials; "" for none, None to look at the environment.
+    proxy: str | None = field(default=None, repr=False)
 
     def listener(self, **options: Any) -> HybridConnectionListener:
         """A listener, not opened yet."""
         from trunkline.sdk import HybridConnectionListener
 
-        return HybridConnectionListener(self.text, entity_path=self.entity, ssl=self.ssl, **options)
+        return HybridConnectionListener(self.text, entity_path=self.entity, ssl=self.ssl, proxy=self.proxy, **options)
 
     def client(self) -> HybridConnectionClient:
         """A sender."""
         from trunkline.sdk import HybridConnectionClient
 
-        return HybridConnectionClient(self.text, entity_path=self.entity, ssl=self.ssl)
+        return HybridConnectionClient(self.text, entity_path=self.entity, ssl=self.ssl, proxy=self.proxy)
 
     @contextmanager
     def reaching(self) -> Iterator[None]:
@@ -100,7 +111,7 @@ def required(text: str | None) -> str:
     )
 
 
-def read(text: str | None, entity: str | None, ca: Path | None, no_tls: bool) -> Credentials:
+def read(text: str | None, entity: str | None, ca: Path | None, no_tls: bool, proxy: str | None = None) -> Credentials:
     """The credentials that the options above give. Raises Failure, InvalidConnectionString."""
     parts = connection_string.parse(required(text))
     path = (entity or "").strip("/") or parts.entity_path
@@ -113,7 +124,7 @@ def read(text: str | None, entity: str | None, ca: Path | None, no_tls: bool) ->
             f"--entity is {path}, and the connection string is for {parts.entity_path}",
             "leave one of them out, or use a connection string of the namespace",
         )
-    return Credentials(str(parts), path, f"{parts.endpoint}{path}", False if no_tls else _context(ca))
+    return Credentials(str(parts), path, f"{parts.endpoint}{path}", False if no_tls else _context(ca), proxy)
 
 
 def _context(ca: Path | None) -> ssl.SSLContext | None:

@@ -30,11 +30,11 @@ async def exchange(to_listen: str, to_send: str, ca_file: str | None) -> None:
     if ca_file is not None:
         context = ssl.create_default_context(cafile=ca_file)
     async with asyncio.timeout(30):
-        async with HybridConnectionListener(to_listen, ssl=context) as listener:
+        async with HybridConnectionListener(to_listen, ssl=context, proxy=False) as listener:
             print(f"listener  registered on {listener.entity_path}, by a connection that it opened itself")
             async with asyncio.TaskGroup() as group:
                 answering = group.create_task(_answer(listener))
-                client = HybridConnectionClient(to_send, ssl=context)
+                client = HybridConnectionClient(to_send, ssl=context, proxy=False)
                 async with await client.create_connection() as connection:
                     await _talk(connection)
                 await answering

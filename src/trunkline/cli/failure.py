@@ -155,5 +155,8 @@ def _system_error(error: BaseException) -> Failure | None:
 
 
 def _remedy(error: BaseException) -> str:
+    own = getattr(error, "remedy", "")  # of a proxy; the SDK is not imported for it
+    if own:
+        return str(own)
     fitting = next((remedy for kind, remedy in _REMEDIES.items() if isinstance(error, kind)), "")
     return fitting or _REMEDIES_BY_NUMBER.get(getattr(error, "errno", None) or 0, "")

@@ -25,6 +25,7 @@ def command(
     entity: credentials.EntityOption = None,
     ca: credentials.CaOption = None,
     no_tls: credentials.NoTlsOption = False,
+    proxy: credentials.ProxyOption = None,
     print_: Annotated[bool, typer.Option("--print", help="Write what arrives to standard output.")] = False,
     stdio: Annotated[
         bool, typer.Option("--stdio", help="Answer one connection from standard input, as netcat does.")
@@ -48,7 +49,7 @@ def command(
     """
     if print_ and stdio:
         raise usage("--print and --stdio go not together", "--stdio also writes what arrives to standard output")
-    who = credentials.read(connection_string, entity, ca, no_tls)
+    who = credentials.read(connection_string, entity, ca, no_tls, proxy)
     # What the SDK has to say about reconnecting.
     logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("trunkline.sdk.listener").addFilter(_is_not_the_end)

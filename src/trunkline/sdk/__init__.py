@@ -7,14 +7,22 @@
     async with await client.create_connection() as connection: ...
 
 In the order data meets them: `endpoint` reads addresses and `tokens` gives tokens; `sender` and `listener` dial with
-them; `websocket` is the transport and handshake under every leg; `leg` holds the rules of a data connection, and
-`connection` is what applications read and write. `control_channel` runs a listener's registration, `incoming` is a
-sender as the accept handler sees it, `reconnect` decides when to try again. Errors: `trunkline.protocol.errors`.
+them, through a `proxy` where there is one; `websocket` is the transport and handshake under every leg; `leg` holds
+the rules of a data connection, and `connection` is what applications read and write. `control_channel` runs a
+listener's registration, `incoming` is a sender as the accept handler sees it, `reconnect` decides when to try again.
+Errors: `trunkline.protocol.errors`.
 """
 
 from trunkline.sdk.connection import Connection, ConnectionClosed
 from trunkline.sdk.incoming import IncomingConnection
 from trunkline.sdk.listener import HybridConnectionListener, ListenerState
+from trunkline.sdk.proxy import (
+    ProxyAuthenticationFailed,
+    ProxyCannotConnect,
+    ProxyError,
+    ProxyRefused,
+    ProxyUnreachable,
+)
 from trunkline.sdk.reconnect import Retry
 from trunkline.sdk.sender import HybridConnectionClient
 from trunkline.sdk.tokens import EntraTokenProvider, SasTokenProvider, StaticToken, Token, TokenProvider
@@ -27,6 +35,11 @@ __all__ = [
     "HybridConnectionListener",
     "IncomingConnection",
     "ListenerState",
+    "ProxyAuthenticationFailed",
+    "ProxyCannotConnect",
+    "ProxyError",
+    "ProxyRefused",
+    "ProxyUnreachable",
     "Retry",
     "SasTokenProvider",
     "StaticToken",

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from trunkline.protocol import connection_string, sas, urls
 from trunkline.protocol.errors import InvalidConnectionString, InvalidSetting
+from trunkline.sdk.proxy import Proxy, ProxySetting, proxy_for, read_setting
 from trunkline.sdk.tokens import SasTokenProvider, StaticToken, Token, TokenProvider, token_provider_of
 
 #: What the argument ``ssl`` may be: None for TLS with the platform's trust store, a context of one's own, False for
@@ -31,6 +32,8 @@ class Endpoint:
     ssl: ssl_module.SSLContext | None = field(repr=False)
     #: None for an anonymous sender.
     token_provider: TokenProvider | None
+    #: None to look at the environment for each connection, False for none.
+    proxy: Proxy | Literal[False] | None = None
 
     def __str__(self) -> str:
         """The address in messages and reprs: ``wss://host[:port]/path``."""
@@ -40,6 +43,16 @@ class Endpoint:
     def base(self) -> str:
         """The beginning of the WebSocket URL, without a path."""
         return urls.base_url(self.host, self.port, secure=self.secure)
+
+    @property
+    def route(self) -> str:
+        """The address, and the proxy on the way there, for messages."""
+        try:
+            port = self.port or (443 if self.secure else 80)
+            proxy = proxy_for(self.host, port, secure=self.secure, setting=self.proxy)
+        except InvalidSetting:  # said where it is used
+            proxy = None
+        return f"{self} through the proxy {proxy}" if proxy is not None else str(self)
 
     def of(self, path: str) -> Endpoint:
         """The same namespace, another hybrid connection."""
@@ -70,6 +83,7 @@ def read_endpoint(
     key_name: str | None,
     key: str | None,
     ssl: TLS,
+    proxy: ProxySetting = None,
 ) -> Endpoint:
     """Put together what the arguments of a listener or client say.
 
@@ -80,6 +94,7 @@ def read_endpoint(
         token_provider: a `TokenProvider` or a credential of azure-identity; wins over what a connection string holds.
         key_name, key: a rule, instead of `token_provider`.
         ssl: see `TLS`.
+        proxy: URL of a proxy; None to look at the environment, False or "" for none.
 
     Raises:
         InvalidConnectionString, InvalidUrl: `address` cannot be read.
@@ -115,7 +130,7 @@ def read_endpoint(
         path = entity_path
     if secure and ssl is None:
         ssl = ssl_module.create_default_context()  # once: it reads the whole trust store
-    return Endpoint(host, port, path, secure, ssl or None, provider)
+    return Endpoint(host, port, path, secure, ssl or None, provider, read_setting(proxy))
 
 
 def _provider_in(parts: connection_string.ConnectionString) -> TokenProvider | None:

@@ -25,6 +25,7 @@ from trunkline.sdk.connection import MAX_MESSAGE_SIZE, Connection, ConnectionClo
 from trunkline.sdk.control_channel import ControlChannel
 from trunkline.sdk.endpoint import TLS, read_endpoint
 from trunkline.sdk.incoming import IncomingConnection, Rejection
+from trunkline.sdk.proxy import ProxySetting
 from trunkline.sdk.reconnect import Backoff, may_pass
 from trunkline.sdk.websocket import USER_AGENT, dial
 
@@ -81,6 +82,8 @@ class HybridConnectionListener:
         token_provider: gives tokens with the right Listen: a `TokenProvider` or a credential of azure-identity.
         key_name, key: an authorization rule, instead of `token_provider`.
         ssl: TLS settings; None for the platform's; False for none, with a connection string or ``sb://``.
+        proxy: ``http://[user:password@]host:port`` or ``socks5://...``; None to look at ``HTTPS_PROXY``, ``ALL_PROXY``,
+            ``NO_PROXY`` and so on (see `trunkline.sdk.proxy`); False for none.
         accept_handler: called with each `IncomingConnection` before it is accepted, sync or async. It may call its
             ``reject``, or set its ``subprotocol``. Returning False rejects it with 400; an exception, with 502.
         max_connections: accepted connections at a time; more are rejected with 503. None for no limit.
@@ -103,6 +106,7 @@ class HybridConnectionListener:
         key_name: str | None = None,
         key: str | None = None,
         ssl: TLS = None,
+        proxy: ProxySetting = None,
         accept_handler: AcceptHandler | None = None,
         max_connections: int | None = None,
         backlog: int = BACKLOG,
@@ -115,7 +119,13 @@ class HybridConnectionListener:
         _clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._endpoint = read_endpoint(
-            address, entity_path=entity_path, token_provider=token_provider, key_name=key_name, key=key, ssl=ssl
+            address,
+            entity_path=entity_path,
+            token_provider=token_provider,
+            key_name=key_name,
+            key=key,
+            ssl=ssl,
+            proxy=proxy,
         )
         if not self._endpoint.path:
             raise InvalidSetting(
@@ -234,7 +244,8 @@ class HybridConnectionListener:
         except TimeoutError:
             await self.close()
             last = f": {self._last_error}" if self._last_error is not None else ""
-            raise TimeoutError(f"{self._endpoint} is not online within {timeout:g} s{last}") from self._last_error
+            route = self._endpoint.route
+            raise TimeoutError(f"{route} is not online within {timeout:g} s{last}") from self._last_error
         except BaseException:
             await self.close()
             raise
@@ -389,17 +400,20 @@ class HybridConnectionListener:
 
     async def _register(self) -> ControlChannel:
         """Make one control channel."""
+        begun = asyncio.get_running_loop().time()
         async with asyncio.timeout(self._connect_timeout):
             token = await self._endpoint.token()
-            assert token is not None
-            link, _ = await dial(
-                urls.listen_url(self._endpoint.base, self._endpoint.path, id=self._id),
-                timeout=self._connect_timeout,
-                headers=[("Relay-User-Agent", USER_AGENT)],
-                token=token.text,
-                ssl=self._endpoint.ssl,
-                clock=self._clock,
-            )
+        assert token is not None
+        link, _ = await dial(
+            urls.listen_url(self._endpoint.base, self._endpoint.path, id=self._id),
+            # Of its own, so that it can say what it waited for.
+            timeout=begun + self._connect_timeout - asyncio.get_running_loop().time(),
+            headers=[("Relay-User-Agent", USER_AGENT)],
+            token=token.text,
+            ssl=self._endpoint.ssl,
+            proxy=self._endpoint.proxy,
+            clock=self._clock,
+        )
         return ControlChannel(
             link,
             clock=self._clock,
@@ -510,6 +524,7 @@ class HybridConnectionListener:
             timeout=ACCEPT_TIMEOUT,
             subprotocols=wanted,
             ssl=self._endpoint.ssl,
+            proxy=self._endpoint.proxy,
             clock=self._clock,
         )
         connection = Connection(
@@ -534,6 +549,7 @@ class HybridConnectionListener:
                 urls.rejection_address(accept.address, rejection.status, rejection.reason),
                 timeout=ACCEPT_TIMEOUT,
                 ssl=self._endpoint.ssl,
+                proxy=self._endpoint.proxy,
                 clock=self._clock,
             )
         except RelayError as error:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from trunkline.protocol.errors import InvalidSetting, RelayError
 from trunkline.protocol.limits import RECONNECT_DELAYS
+from trunkline.sdk.proxy import ProxyError
 
 #: Seconds that a control channel must have been online before its loss counts as the first failure again. A relay
 #: that takes every registration and drops it at once would otherwise be called without a pause.
@@ -66,10 +67,10 @@ class Backoff:
 def may_pass(error: BaseException) -> bool:
     """Whether the same attempt may succeed later with nobody changing anything.
 
-    No: a refusal that says so (401, 403, 404, ...), a certificate that is not trusted, TLS spoken to a port without
-    it, a bug. Yes: a busy or absent relay, a network that fails, a timeout.
+    No: a refusal that says so (401, 403, 404, ...; of a proxy: 407, 403), a certificate that is not trusted, TLS
+    spoken to a port without it, a bug. Yes: a busy or absent relay or proxy, a network that fails, a timeout.
     """
-    if isinstance(error, RelayError):
+    if isinstance(error, RelayError | ProxyError):
         return error.transient
     if isinstance(error, ssl.SSLError):
         return isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError)  # ended in the middle: a restart

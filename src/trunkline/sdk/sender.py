@@ -25,6 +25,7 @@ from trunkline.protocol.limits import HEARTBEAT
 from trunkline.sdk.clock import SYSTEM_CLOCK, Clock
 from trunkline.sdk.connection import MAX_MESSAGE_SIZE, Connection
 from trunkline.sdk.endpoint import TLS, Endpoint, read_endpoint
+from trunkline.sdk.proxy import ProxySetting
 from trunkline.sdk.reconnect import Backoff, Retry, may_pass
 from trunkline.sdk.websocket import USER_AGENT, Headers, dial
 
@@ -60,6 +61,8 @@ class HybridConnectionClient:
             with an address without a rule, for hybrid connections that allow anonymous senders.
         key_name, key: an authorization rule, instead of `token_provider`.
         ssl: TLS settings; None for the platform's; False for none, with a connection string or ``sb://``.
+        proxy: ``http://[user:password@]host:port`` or ``socks5://...``; None to look at ``HTTPS_PROXY``, ``ALL_PROXY``,
+            ``NO_PROXY`` and so on (see `trunkline.sdk.proxy`); False for none.
         heartbeat: seconds between pings on a silent connection; 0 for none.
         max_message_size: bytes of the longest message that `Connection.recv` takes; None for no limit.
 
@@ -77,6 +80,7 @@ class HybridConnectionClient:
         key_name: str | None = None,
         key: str | None = None,
         ssl: TLS = None,
+        proxy: ProxySetting = None,
         heartbeat: float = HEARTBEAT,
         max_message_size: int | None = MAX_MESSAGE_SIZE,
         _clock: Clock = SYSTEM_CLOCK,
@@ -87,7 +91,15 @@ class HybridConnectionClient:
             raise InvalidSetting("entities is a list of paths; for a single one use entity_path")
         addresses = [address] if isinstance(address, str) else address
         self._endpoints = [
-            read_endpoint(one, entity_path=path, token_provider=token_provider, key_name=key_name, key=key, ssl=ssl)
+            read_endpoint(
+                one,
+                entity_path=path,
+                token_provider=token_provider,
+                key_name=key_name,
+                key=key,
+                ssl=ssl,
+                proxy=proxy,
+            )
             for one in addresses
             for path in (entities if entities is not None else [entity_path])
         ]
@@ -144,7 +156,7 @@ class HybridConnectionClient:
             ConnectionRejected: the listener refused, in its own words.
             RelayError: any other refusal; see `trunkline.protocol.errors`.
             InvalidSetting: an argument cannot be sent.
-            OSError: the relay is not reachable; `ssl.SSLError` when TLS fails.
+            OSError: the relay is not reachable; `ssl.SSLError` when TLS fails; `ProxyError` when a proxy is in the way.
             TimeoutError: not done within `timeout`; its ``__cause__`` is the last error.
         """
         pairs = list(headers.items() if isinstance(headers, Mapping) else headers or ())
@@ -167,8 +179,10 @@ class HybridConnectionClient:
         except TimeoutError:
             if not deadline.expired():
                 raise
-            why = f": {last_error}" if last_error is not None else ""
-            raise TimeoutError(f"No connection within {timeout:g} s{why}") from last_error
+            if last_error is not None:
+                raise TimeoutError(f"No connection within {timeout:g} s: {last_error}") from last_error
+            routes = ", ".join(endpoint.route for endpoint in self._endpoints)
+            raise TimeoutError(f"No connection to {routes} within {timeout:g} s") from None
 
     def _order(self, key: str | None) -> list[Endpoint]:
         """The hybrid connections in the order to try them."""
@@ -216,6 +230,7 @@ class HybridConnectionClient:
                 token=token.text if token is not None else None,
                 subprotocols=subprotocols,
                 ssl=endpoint.ssl,
+                proxy=endpoint.proxy,
                 clock=self._clock,
             )
         except RelayError as error:

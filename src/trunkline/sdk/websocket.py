@@ -1,6 +1,6 @@
 """The asyncio shell under every WebSocket of the SDK: control channel, accept leg and sender leg.
 
-    link, subprotocol = await dial(url, ...)     TCP, TLS, upgrade
+    link, subprotocol = await dial(url, ...)     proxy, TCP, TLS, upgrade
     link.start(receiver)                         from now on bytes go to the receiver
 
 It carries bytes and decides nothing: frames, heartbeats and closing belong to the state machines above it
@@ -24,7 +24,7 @@ import ssl as ssl_module
 import struct
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
 import aiofastnet
@@ -44,6 +44,7 @@ from trunkline.protocol.errors import (
 )
 from trunkline.protocol.frames import Masker, mask_bytes
 from trunkline.sdk.clock import SYSTEM_CLOCK, Clock, Timer
+from trunkline.sdk.proxy import Proxy, ProxySetting, open_tunnel, proxy_for
 
 try:  # written in C, and part of the websockets wheels of every usual platform
     from websockets.speedups import apply_mask
@@ -301,17 +302,19 @@ async def dial(
     token: str | None = None,
     subprotocols: Sequence[str] = (),
     ssl: ssl_module.SSLContext | None = None,
+    proxy: ProxySetting = None,
     clock: Clock = SYSTEM_CLOCK,
 ) -> tuple[Link, str | None]:
     """Connect to `url` and upgrade.
 
     Args:
         url: ``ws://`` or ``wss://``; used as it is.
-        timeout: seconds for name resolution, TCP, TLS and the answer to the upgrade together; None for no limit.
+        timeout: seconds for name resolution, proxy, TCP, TLS and the answer to the upgrade together; None for no limit.
         headers: headers of the application, whose names keep their case.
         token: goes into ``ServiceBusAuthorization``, without a scheme word of ours.
         subprotocols: offered, in this order.
         ssl: the TLS settings of a ``wss://`` URL; None for the platform's defaults.
+        proxy: see `trunkline.sdk.proxy`; None to look at the environment.
 
     Returns:
         The link, which stays silent until its `start`, and the subprotocol that was chosen, if one was.
@@ -320,22 +323,25 @@ async def dial(
         RelayError: the peer refused; the class follows its status (see `error_for_status`).
         ProtocolViolation: the peer answered something that is no upgrade.
         ConnectionLost: the peer closed the connection without an answer.
-        InvalidSetting: the URL, a header or a subprotocol cannot be sent.
+        InvalidSetting: the URL, a header or a subprotocol cannot be sent, or the proxy cannot be read.
+        ProxyError: a proxy stood in the way.
         OSError: no connection (refused, unknown host, TLS: `ssl.SSLError`).
         TimeoutError: not done within `timeout`.
     """
     uri = _read_url(url)
     handshake, request = _request(uri, headers, token, subprotocols)
+    via = proxy_for(uri.host, uri.port, secure=uri.secure, setting=proxy)
     link = Link(clock)
     try:
         async with asyncio.timeout(timeout):
-            await _connect(link, uri, ssl)
+            await _connect(link, uri, ssl, via)
             head = await link.exchange(request.serialize())
     except TimeoutError as error:
         link.abort()
         if error.args:  # the operating system's own (ETIMEDOUT) says more
             raise
-        raise TimeoutError(f"No WebSocket to {uri.host}:{uri.port} within {timeout:g} s") from None
+        through = f" through the proxy {via}" if via is not None else ""
+        raise TimeoutError(f"No WebSocket to {uri.host}:{uri.port}{through} within {timeout:g} s") from None
     except BaseException:
         link.abort()
         raise
@@ -363,21 +369,24 @@ def _read_url(url: str) -> WebSocketURI:
     return WebSocketURI(secure, parts.hostname, port or (443 if secure else 80), parts.path, parts.query)
 
 
-async def _connect(link: Link, uri: WebSocketURI, ssl: ssl_module.SSLContext | None) -> None:
-    """Open TCP and TLS under `link`."""
-    loop = asyncio.get_running_loop()
+async def _connect(link: Link, uri: WebSocketURI, ssl: ssl_module.SSLContext | None, proxy: Proxy | None) -> None:
+    """Open TCP, through the proxy if there is one, and TLS under `link`."""
+    where: dict[str, Any] = {"host": uri.host, "port": uri.port}
+    if proxy is not None:
+        where = {"sock": await open_tunnel(proxy, uri.host, uri.port)}
     if uri.secure:
-        await aiofastnet.create_connection(
-            loop,
-            lambda: link,
-            uri.host,
-            uri.port,
-            ssl=ssl or ssl_module.create_default_context(),
-            ssl_handshake_timeout=TLS_HANDSHAKE_TIMEOUT,
-            ssl_shutdown_timeout=TLS_SHUTDOWN_TIMEOUT,
-        )
-    else:
-        await aiofastnet.create_connection(loop, lambda: link, uri.host, uri.port)
+        where |= {
+            "ssl": ssl or ssl_module.create_default_context(),
+            "server_hostname": uri.host,
+            "ssl_handshake_timeout": TLS_HANDSHAKE_TIMEOUT,
+            "ssl_shutdown_timeout": TLS_SHUTDOWN_TIMEOUT,
+        }
+    try:
+        await aiofastnet.create_connection(asyncio.get_running_loop(), lambda: link, **where)
+    except BaseException:
+        if proxy is not None:
+            where["sock"].close()  # as it does with a socket of its own
+        raise
 
 
 def _request(

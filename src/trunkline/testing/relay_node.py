@@ -248,12 +248,17 @@ class RelayNode(Address):
         return now
 
     def listener(self, entity: str | None = None, **options: Any) -> HybridConnectionListener:
-        """A listener of our SDK for this node; options as in `HybridConnectionListener`. Not opened yet."""
-        return HybridConnectionListener(self.connection_string(entity), ssl=self.client_context(), **options)
+        """A listener of our SDK for this node; options as in `HybridConnectionListener`. Not opened yet.
+
+        The node is here, so no proxy of the environment is asked unless `proxy` says so.
+        """
+        options = {"ssl": self.client_context(), "proxy": False, **options}
+        return HybridConnectionListener(self.connection_string(entity), **options)
 
     def client(self, entity: str | None = None, **options: Any) -> HybridConnectionClient:
-        """A sender of our SDK for this node; options as in `HybridConnectionClient`."""
-        return HybridConnectionClient(self.connection_string(entity), ssl=self.client_context(), **options)
+        """A sender of our SDK for this node; options as in `HybridConnectionClient`; proxies as with `listener`."""
+        options = {"ssl": self.client_context(), "proxy": False, **options}
+        return HybridConnectionClient(self.connection_string(entity), **options)
 
     # --- changing entities while it runs; each is in effect when the call returns ---
 
