@@ -979,3 +979,15 @@ def test_splice_shows_its_state() -> None:
 
 def test_side_names_the_one_across() -> None:
     assert (SENDER.other, LISTENER.other) == (LISTENER, SENDER)
+
+
+def test_splice_says_when_it_was_last_heard_and_whether_one_side_has_closed() -> None:
+    splice = make_splice(now=100.0)
+    assert (splice.received_at, splice.is_half_closed) == (100.0, False)
+    splice.receive(SENDER, incoming(0x82, b"x"), 103.0)
+    splice.receive(LISTENER, incoming(0x82, b"x"), 102.0)
+    assert splice.received_at == 103.0
+    splice.receive(SENDER, incoming(0x88, b""), 104.0)
+    assert (splice.received_at, splice.is_half_closed) == (104.0, True)
+    splice.receive(LISTENER, incoming(0x88, b""), 105.0)
+    assert not splice.is_half_closed

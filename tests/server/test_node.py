@@ -36,6 +36,7 @@ from trunkline.server.status import Phase
 
 NAMESPACE = "myRelayNS"
 HOST = "myrelayns.localhost"
+ADMIN_TOKEN = "token-of-the-admin"
 
 
 def declared(*names: str, key: str | None = "secret-key", **limits: Any) -> Declaration:
@@ -46,7 +47,8 @@ def declared(*names: str, key: str | None = "secret-key", **limits: Any) -> Decl
 
 
 def settings(**values: Any) -> NodeSettings:
-    return NodeSettings.model_validate({"port": 0, "admin_port": 0, "tls": "off", **values})
+    own = {"port": 0, "admin_port": 0, "admin_socket": "off", "admin_token": ADMIN_TOKEN, "tls": "off"}
+    return NodeSettings.model_validate({**own, **values})
 
 
 def new_node(declaration: Declaration | None = None, **values: Any) -> Node:
@@ -58,10 +60,11 @@ def token(path: str = "orders", key: str = "secret-key") -> str:
     return sas.sign(sas.audience(HOST, path), "Root", key, expires_at=int(time.time()) + 3_600)
 
 
-async def asked(node: Node, path: str, method: str = "GET") -> tuple[int, Any]:
+async def asked(node: Node, path: str, method: str = "GET", *, token: str = "") -> tuple[int, Any]:
     """What the admin port answers."""
     async with await Peer.dial(node.admin_port) as peer:
-        peer.send(f"{method} {path} HTTP/1.1\r\nHost: admin\r\n\r\n".encode())
+        headers = f"Authorization: Bearer {token}\r\n" if token else ""
+        peer.send(f"{method} {path} HTTP/1.1\r\nHost: admin\r\n{headers}\r\n".encode())
         answer = await peer.answer()
         body = await peer.to_end()
     return answer.status, json.loads(body) if body else None
@@ -244,17 +247,45 @@ async def test_entities_and_generated_keys_outlive_the_node(tmp_path: Path) -> N
 # -- the admin port
 
 
-async def test_the_admin_port_answers_as_the_table_says() -> None:
+async def test_the_admin_port_answers_health_to_anybody_and_the_rest_for_its_token() -> None:
     async with new_node() as node:
         assert await asked(node, "/healthz") == (200, {"status": "alive"})
         assert (await asked(node, "/readyz?verbose"))[0] == 200
-        assert (await asked(node, "/nothing"))[0] == 404
-        assert (await asked(node, "/healthz", "POST"))[0] == 405
+        status, refused = await asked(node, "/listeners")
+        assert status == 401 and "admin token" in refused["error"]
+        assert await asked(node, "/listeners", token=ADMIN_TOKEN) == (200, {"listeners": [], "total": 0})
         assert await asked(node, "/readyz", "HEAD") == (200, None)
         # Entities are not served here, nor the node's state on the data port.
         async with await Peer.dial(node.port) as peer:
             peer.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
             assert (await peer.answer()).status == 400
+
+
+async def test_the_unix_socket_is_there_while_the_node_runs_and_asks_for_no_token(tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    # As a node leaves it that was killed.
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    given = settings(data=tmp_path, admin_socket="admin.sock", admin_token=None)
+    async with Node(given, declared(), tick=0.01) as node:
+        assert path.stat().st_mode & 0o777 == 0o600
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        writer.write(b"GET /listeners HTTP/1.1\r\nHost: node\r\n\r\n")
+        answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 200 ") and answer.endswith(b'{"listeners": [], "total": 0}\n')
+        writer.close()
+        await writer.wait_closed()
+        made = (tmp_path / "admin-token").read_text().strip()
+        assert (await asked(node, "/connections", token=made))[0] == 200
+    assert not path.exists()
+
+
+async def test_another_node_has_the_unix_socket(tmp_path: Path) -> None:
+    path = str(tmp_path / "shared.sock")
+    async with Node(settings(data=tmp_path / "a", admin_socket=path), declared()):
+        with pytest.raises(InvalidSetting, match="set another admin_socket"):
+            async with Node(settings(data=tmp_path / "b", admin_socket=path), declared()):
+                pass
 
 
 # -- the clock

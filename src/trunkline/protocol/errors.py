@@ -12,6 +12,7 @@
     │   ├── InvalidAudience           401 1008     the token is for another endpoint
     │   └── TokenLifetimeExceeded     401 1008     the token lasts longer than is allowed here
     ├── AccessDenied                  403 1008   known, but without the right
+    ├── ClosedByOperator              403 1008   an operator ended the connection
     ├── RendezvousNotFound            403 1008   a used, expired or invented accept address
     ├── EndpointDisabled              403 1001
     ├── EndpointNotFound              404 1001
@@ -227,6 +228,15 @@ class AccessDenied(RelayError):
     status = 403
     close_code = 1008
     default_message = "Unauthorized access. The token does not hold the claim(s) required to perform this operation"
+
+
+class ClosedByOperator(RelayError):
+    """An operator ended the connection or the control channel. Nothing keeps the peer from coming back."""
+
+    code = "ClosedByOperator"
+    status = 403
+    close_code = 1008
+    default_message = "ClosedByOperator: An operator of the relay closed this"
 
 
 class RendezvousNotFound(RelayError):
@@ -553,6 +563,7 @@ ERRORS: tuple[type[RelayError], ...] = (
     InvalidAudience,
     TokenLifetimeExceeded,
     AccessDenied,
+    ClosedByOperator,
     RendezvousNotFound,
     EndpointDisabled,
     EndpointNotFound,

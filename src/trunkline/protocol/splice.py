@@ -376,6 +376,16 @@ class Splice:
         state = self.ended.reason if self.ended else "open" if self._half_closed_at is None else "half-closed"
         return f"<Splice {self._tracking_id} {state} sender={self.lanes[0]!r} listener={self.lanes[1]!r}>"
 
+    @property
+    def is_half_closed(self) -> bool:
+        """Whether one side has sent its Close and the other has not."""
+        return self._half_closed_at is not None and self.ended is None
+
+    @property
+    def received_at(self) -> float:
+        """When bytes last came from either side."""
+        return max(self._received_at)
+
     def receive(self, side: Side, data: bytes | memoryview, now: float) -> Actions:
         """Bytes came from `side`."""
         if self.ended is not None:

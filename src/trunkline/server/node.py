@@ -6,7 +6,7 @@ Start, each step because the next one needs it:
     repair       what a crash left half written is put right while nobody else writes
     declaration  what the file declares must exist before a listener asks for it
     catalog      the data plane authorizes from memory, never from the store
-    admin port   says "starting" before the first listener can come
+    admin port   and its Unix socket: say "starting" before the first listener can come
     data port    last: whoever connects finds everything in place
 
 Stop:
@@ -39,6 +39,8 @@ import aiofastnet
 from trunkline.protocol.errors import InvalidSetting, ServerBusy
 from trunkline.protocol.frames import Masker, mask_bytes
 from trunkline.protocol.limits import resolve
+from trunkline.server.admin.doors import bind_socket, socket_path, token_of
+from trunkline.server.admin.routes import Admin
 from trunkline.server.config.declarative import Declaration
 from trunkline.server.config.settings import NodeSettings, in_force
 from trunkline.server.entities import declaration as declarations
@@ -49,11 +51,11 @@ from trunkline.server.entities.sqlite import SqliteStore
 from trunkline.server.entities.store import EntityStore
 from trunkline.server.relay.admission import Admission
 from trunkline.server.relay.broker import Broker
-from trunkline.server.relay.frontend import Exchange, Frontend
+from trunkline.server.relay.frontend import Frontend
 from trunkline.server.relay.listeners import LocalDirectory
 from trunkline.server.relay.sockets import TLS_READ_SIZE, has_descriptors
 from trunkline.server.relay.splicing import Splicing
-from trunkline.server.status import Phase, answer
+from trunkline.server.status import Phase
 from trunkline.server.tls import Certificates
 
 try:
@@ -172,7 +174,8 @@ class Node:
             has_room=partial(has_descriptors, kept),
             phrase=admission.early_phrase,
         )
-        self._admin = Frontend(self._serve_admin, self._clock, has_room=partial(has_descriptors, DESCRIPTORS_KEPT))
+        # The two doors of the admin port: the port itself, and the Unix socket. Made when the node starts.
+        self._admin: list[Frontend] = []
         self._certificates: Certificates | None = None
 
     def __repr__(self) -> str:
@@ -208,7 +211,7 @@ class Node:
         self.catalog.subscribe(self._changed)
         for work in (self.catalog.follow(self._store), self._watch_the_clock()):
             _ = self._watches.spawn(work)
-        await self._listen(self._admin, "admin_", None)
+        await self._open_admin()
         context = None
         if self.settings.tls != "off":
             self._certificates = Certificates(self.settings, self.catalog)
@@ -216,6 +219,33 @@ class Node:
         await self._listen(self._frontend, "", context)
         self.phase = Phase.READY
         log.debug("ready on %s", self.url)  # whoever runs the node says so to people
+
+    async def _open_admin(self) -> None:
+        """Open the admin port and its Unix socket."""
+        admin = Admin(
+            token=token_of(self.settings),
+            host=self.settings.admin_host,
+            broker=self.broker,
+            splicing=self.splicing,
+            phase=lambda: self.phase,
+            counts=self.counts,
+            metrics=None,
+            spawn=self._tasks.spawn,
+            clock=self._clock,
+            wall_clock=time.time,
+        )
+        port, socket = (
+            Frontend(serve, self._clock, has_room=partial(has_descriptors, DESCRIPTORS_KEPT))
+            for serve in (admin.serve_port, admin.serve_socket)
+        )
+        self._admin = [port, socket]
+        await self._listen(port, "admin_", None)
+        path = socket_path(self.settings)
+        bound = None if path is None else bind_socket(path)
+        if bound is not None:
+            loop = asyncio.get_running_loop()
+            # Its file goes when it is closed.
+            self._servers.append(await aiofastnet.create_unix_server(loop, socket.protocol, sock=bound))
 
     async def _listen(self, frontend: Frontend, prefix: str, context: ssl.SSLContext | None) -> None:
         """Open the port that the settings `{prefix}host` and `{prefix}port` say."""
@@ -332,17 +362,13 @@ class Node:
             "handshakes": len(self._frontend.connections),
         }
 
-    def _serve_admin(self, exchange: Exchange) -> None:
-        reply = answer(exchange.head.method, exchange.head.target.partition("?")[0], self.phase, self.counts())
-        exchange.respond(reply.status, body=reply.body, content_type=reply.content_type)
-
     def _changed(self, change: CatalogChange) -> None:
         self.broker.changed(change)
 
     async def _watch_the_clock(self) -> None:
         looks = (
             self._frontend.tick,
-            self._admin.tick,
+            self._look_at_admin,
             self.broker.tick,
             self.splicing.tick,
             self._look_at_certificates,
@@ -358,6 +384,10 @@ class Node:
             busy = len(self.splicing) or self.splicing.unsent or self.broker.waiting_senders
             if self.phase is Phase.DRAINING and not busy:
                 self._quiet.set()
+
+    def _look_at_admin(self, now: float) -> None:
+        for door in self._admin:
+            door.tick(now)
 
     def _look_at_certificates(self, now: float) -> None:
         if self._certificates is not None:

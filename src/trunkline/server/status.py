@@ -1,4 +1,4 @@
-"""What a node says of itself on the admin port: `/healthz` (is the process alive) and `/readyz` (should it get work).
+"""What a node says of itself: `/healthz` (is the process alive) and `/readyz` (should it get work).
 
 `/readyz` answers 200 while the node takes senders and 503 while it starts or drains, with what it holds, counted:
 after any load, all counts are what they were before.
@@ -28,25 +28,24 @@ class Answer:
     status: int
     body: bytes
     content_type: str = "application/json"
+    headers: tuple[tuple[str, str], ...] = ()
 
 
-def answer(method: str, path: str, phase: Phase, counts: Mapping[str, int]) -> Answer:
-    """What the admin port answers.
+def health(path: str, phase: Phase, counts: Mapping[str, int]) -> Answer | None:
+    """What is answered on these two paths; None for any other.
 
     Args:
-        method: of the request.
         path: of the request, without its query.
         phase: where the node stands.
         counts: what it holds now, by name.
     """
-    if method not in ("GET", "HEAD"):
-        return _json(405, {"error": f"{method} is not served here; use GET"})
     if path == "/healthz":
-        return _json(200, {"status": "alive"})
+        return json_answer(200, {"status": "alive"})
     if path == "/readyz":
-        return _json(200 if phase is Phase.READY else 503, {"status": str(phase), **counts})
-    return _json(404, {"error": "there is nothing here; see /healthz and /readyz"})
+        return json_answer(200 if phase is Phase.READY else 503, {"status": str(phase), **counts})
+    return None
 
 
-def _json(status: int, content: Mapping[str, object]) -> Answer:
-    return Answer(status, json.dumps(content).encode() + b"\n")
+def json_answer(status: int, content: Mapping[str, object], *, headers: tuple[tuple[str, str], ...] = ()) -> Answer:
+    """An answer that is one JSON object on one line."""
+    return Answer(status, json.dumps(content).encode() + b"\n", headers=headers)

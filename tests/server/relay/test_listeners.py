@@ -726,3 +726,60 @@ class AnyOrder(RuleBasedStateMachine):
 
 AnyOrder.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestAnyOrder = AnyOrder.TestCase
+
+
+# -- how each stands
+
+
+async def standings(directory: Directory) -> list[tuple[str, str, int, int]]:
+    found = await directory.local.standings()
+    assert {each.entity for each in found} <= {ENTITY}
+    return [(each.listener.id, each.state, each.connections, each.offers) for each in found]
+
+
+async def test_under_active_standby_one_is_active_and_the_others_stand_by() -> None:
+    directory = Directory(max_listeners=2)
+    a, *_ = await directory.add("a", "b", "c", client=client_named("one"))
+    await directory.place("t1")
+    assert await standings(directory) == [("a", "active", 1, 1), ("b", "standby", 0, 0), ("c", "parked", 0, 0)]
+    await directory.local.release("t1", ENTITY)
+    assert (await standings(directory))[0] == ("a", "active", 0, 1)
+    await directory.local.unregister(a)
+    assert await standings(directory) == [("b", "active", 0, 0), ("c", "standby", 0, 0)]
+
+
+@pytest.mark.parametrize("policy", ["round-robin", "balanced"])
+async def test_under_another_policy_all_are_active_but_those_that_are_passed_over(policy: str) -> None:
+    directory = Directory(listener_policy=policy)
+    a, b = await directory.add("a", "b")
+    assert [state for _, state, *_ in await standings(directory)] == ["active", "active"]
+    a.passed_over_until = directory.clock() + PASSED_OVER_FOR
+    assert [(name, state) for name, state, *_ in await standings(directory)] == [("b", "active"), ("a", "standby")]
+    b.passed_over_until = a.passed_over_until
+    assert [state for _, state, *_ in await standings(directory)] == ["active", "active"]
+
+
+async def test_the_one_that_gets_the_next_sender_is_the_active_one_when_it_was_passed_over() -> None:
+    directory = Directory()
+    await directory.add("a", "b")
+    for number in range(2):
+        await directory.in_vain(f"t{number}")
+    active = [name for name, state, *_ in await standings(directory) if state == "active"]
+    assert active == [await directory.place("t3")] == ["b"]
+
+
+async def test_one_that_waits_is_listed_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PARKED_PER_CLIENT", 0)
+    directory = Directory(max_listeners=1)
+    await directory.add("a", client=client_named("one"))
+    waiting = asyncio.get_running_loop().create_task(directory.add("b", client=client_named("one")))
+    await until(lambda: directory.local.counts()["waiting_listeners"])
+    assert [(name, state) for name, state, *_ in await standings(directory)] == [("a", "active"), ("b", "waiting")]
+    waiting.cancel()
+
+
+async def test_entities_are_listed_by_their_names() -> None:
+    directory = Directory()
+    for entity in ("b", "a"):
+        await directory.local.register(entity, Channel(f"on {entity}"), directory.limits)
+    assert [each.entity for each in await directory.local.standings()] == ["a", "b"]

@@ -410,3 +410,18 @@ async def test_two_senders_with_the_same_id_are_two_connections() -> None:
         await until(lambda: len(relay.splicing) == 1)
         pairs[1][0].send_frame(Opcode.TEXT, b"still here")
         assert await pairs[1][1].message() == b"still here"
+
+
+async def test_rates_are_those_between_two_looks_at_the_clock() -> None:
+    async with pair(idle_timeout=0) as both:
+        assert both.connection.rates == (0.0, 0.0)
+        both.sender.send_frame(Opcode.BINARY, b"x" * 1_000)
+        assert await both.listener.message() == b"x" * 1_000
+        passed = both.connection.splice.lanes[Side.SENDER].bytes
+        both.relay.pass_time(4)
+        assert both.connection.rates == (passed / 4, 0.0)
+        # The same moment again tells nothing new.
+        both.relay.pass_time(0)
+        assert both.connection.rates == (passed / 4, 0.0)
+        both.relay.pass_time(1)
+        assert both.connection.rates == (0.0, 0.0)

@@ -132,6 +132,11 @@ class ControlChannel(asyncio.BufferedProtocol):
         self._machine = machine
 
     @property
+    def is_open(self) -> bool:
+        """Whether it has its place; False while it waits for one."""
+        return self._machine is not None
+
+    @property
     def machine(self) -> core.RelayControlChannel:
         """Its state machine; there is none before `open`."""
         assert self._machine is not None

@@ -21,7 +21,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from trunkline.protocol.errors import ListenerQuotaExceeded, ListenersExcluded, NoListener, QuotaExceeded
 from trunkline.protocol.limits import Limits
@@ -110,10 +110,27 @@ class Registration:
     passed_over_until: float = 0.0
     # Senders whose connections it has.
     tickets: set[str] = field(default_factory=set)
+    # Senders that it was told of since it came.
+    offers: int = 0
 
     def __repr__(self) -> str:
         state = "parked" if self.parked else "registered"
         return f"<Registration {self.listener.id} {state} tickets={len(self.tickets)}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a listener stands, for people."""
+
+    entity: str
+    listener: Listener
+    # active: the next sender is offered to it, or to one like it; standby: only when no active one is there;
+    # parked: it has a control channel and no place; waiting: its handshake is not answered.
+    state: Literal["active", "standby", "parked", "waiting"]
+    # Senders that were offered to it and wait, or whose connections it has.
+    connections: int
+    # Senders that it was told of since it came.
+    offers: int
 
 
 class ListenerDirectory(Protocol):
@@ -154,13 +171,22 @@ class ListenerDirectory(Protocol):
     def listener_count(self, entity: str) -> int:
         """Registered listeners, without parked ones."""
 
+    async def standings(self) -> list[Standing]:
+        """Every listener, with parked and waiting ones: by entity, each in the order in which senders are offered.
+
+        Raises:
+            ServerBusy: the directory cannot tell now.
+        """
+
 
 class _Roster:
     """Who is there for one entity."""
 
-    __slots__ = ("most_listeners", "parked", "registered", "tickets", "turn", "waiting")
+    __slots__ = ("most_listeners", "parked", "policy", "registered", "tickets", "turn", "waiting")
 
     def __init__(self) -> None:
+        # `listener_policy` as whoever asked last had it.
+        self.policy = ""
         # `max_listeners` as whoever asked last had it; 0 is no limit.
         self.most_listeners = 0
         # In the order in which they come into their turn; under `active-standby` the first is active.
@@ -198,7 +224,7 @@ class LocalDirectory:
     async def register(self, entity: str, listener: Listener, limits: Limits) -> Registration:
         roster = self._rosters.setdefault(entity, _Roster())
         registration = Registration(entity, listener, listener.client)
-        self._set_most_listeners(roster, limits)
+        self._note_limits(roster, limits)
         if _has_room(roster):
             roster.registered.append(registration)
         elif not any(each.client == registration.client for each in (*roster.registered, *roster.parked)):
@@ -246,7 +272,8 @@ class LocalDirectory:
         self._settle(roster)
         self._forget_if_empty(registration.entity, roster)
 
-    def _set_most_listeners(self, roster: _Roster, limits: Limits) -> None:
+    def _note_limits(self, roster: _Roster, limits: Limits) -> None:
+        roster.policy = limits.listener_policy
         if roster.most_listeners != limits.max_listeners:
             roster.most_listeners = limits.max_listeners
             self._settle(roster)
@@ -276,7 +303,7 @@ class LocalDirectory:
     async def place(self, offer: Offer, exclude: frozenset[str]) -> Placement:
         roster = self._rosters.setdefault(offer.entity, _Roster())
         try:
-            self._set_most_listeners(roster, offer.limits)
+            self._note_limits(roster, offer.limits)
             most = offer.limits.max_senders
             if offer.ticket not in roster.tickets and most and len(roster.tickets) >= most:
                 raise QuotaExceeded(
@@ -292,6 +319,7 @@ class LocalDirectory:
                         before.tickets.discard(offer.ticket)
                     roster.tickets[offer.ticket] = registration
                     registration.tickets.add(offer.ticket)
+                    registration.offers += 1
                     return Placement(offer.entity, registration.listener.id, offer.ticket)
             raise NoListener(status=offer.limits.no_listener_status)
         finally:
@@ -350,11 +378,34 @@ class LocalDirectory:
     async def take_limits(self, entity: str, limits: Limits) -> None:
         roster = self._rosters.get(entity)
         if roster is not None:
-            self._set_most_listeners(roster, limits)
+            self._note_limits(roster, limits)
 
     def listener_count(self, entity: str) -> int:
         roster = self._rosters.get(entity)
         return len(roster.registered) if roster is not None else 0
+
+    async def standings(self) -> list[Standing]:
+        now = self._clock()
+        found: list[Standing] = []
+
+        def add(registration: Registration, state: Literal["active", "standby", "parked", "waiting"]) -> None:
+            tickets, offers = len(registration.tickets), registration.offers
+            found.append(Standing(registration.entity, registration.listener, state, tickets, offers))
+
+        for entity in sorted(self._rosters):
+            roster = self._rosters[entity]
+            in_order = sorted(roster.registered, key=lambda each: each.passed_over_until > now)
+            all_passed_over = bool(in_order) and in_order[0].passed_over_until > now
+            for place, registration in enumerate(in_order):
+                is_passed_over = registration.passed_over_until > now and not all_passed_over
+                is_behind = roster.policy == "active-standby" and place > 0
+                add(registration, "standby" if is_passed_over or is_behind else "active")
+            for registration in roster.parked:
+                add(registration, "parked")
+            for queue in roster.waiting.values():
+                for registration in queue:
+                    add(registration, "waiting")
+        return found
 
     def counts(self) -> dict[str, int]:
         """Listeners registered, parked and waiting, and senders with a ticket, for `/readyz`."""

@@ -140,7 +140,7 @@ def enable_keepalive(transport: asyncio.BaseTransport, within: float = 60.0) -> 
         within: seconds from the last sign of life until it is taken for gone; at least 5.
     """
     sock = transport.get_extra_info("socket")
-    if sock is None:
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     # Half of the time until the first question, three questions in the other half.

@@ -55,9 +55,11 @@ class Connection:
         "_listen_at",
         "_on_end",
         "_on_gone",
+        "_sample",
         "silence_limit",
         "facts",
         "legs",
+        "rates",
         "splice",
         "started_at",
     )
@@ -81,6 +83,10 @@ class Connection:
         self.silence_limit = min(max(limits.idle_timeout or SILENCE_AT_MOST, SILENCE_AT_LEAST), SILENCE_AT_MOST)
         self._listen_at = self.started_at
         self.splice = Splice(limits=limits, tracking_id=facts.tracking_id, now=self.started_at, masker=masker)
+        # rates[side]: bytes per second that passed from it, between the last two looks at the clock.
+        self.rates = (0.0, 0.0)
+        # Bytes from each side at the last look, and when that was.
+        self._sample = (0, 0, self.started_at)
         # legs[side]; both exist before the first of them is read.
         self.legs = (Leg(self, Side.SENDER), Leg(self, Side.LISTENER))
 
@@ -123,7 +129,16 @@ class Connection:
             self._listen_at = now + self.silence_limit / 12
             for leg in self.legs:
                 leg.listen_for_life(self.silence_limit)
+        self._measure(now)
         self._run(self.splice.tick(now))
+
+    def _measure(self, now: float) -> None:
+        sender, listener, before = self._sample
+        by_sender, by_listener = (lane.bytes for lane in self.splice.lanes)
+        passed = now - before
+        if passed > 0:
+            self.rates = ((by_sender - sender) / passed, (by_listener - listener) / passed)
+            self._sample = (by_sender, by_listener, now)
 
     def close(self, error: RelayError) -> None:
         """End both legs with a Close."""
