@@ -6,6 +6,7 @@
 #   make test-slow    the tests that take longer
 #   make lint         everything that is checked without running: style, types, import directions
 #   make fix          let the formatter and linter change what they can
+#   make fuzz         look for inputs that break a parser, for a minute (SECONDS=600: for ten)
 #   make bench        measure; prints numbers, checks nothing
 #   make docs         write the pages of docs/ that are made from tables in the code
 #   make lock         renew requirements.lock from pyproject.toml
@@ -18,7 +19,7 @@ BIN    := .venv/bin
 READY  := .venv/.ready
 ARGS   ?=
 
-.PHONY: run test test-slow lint fix bench docs lock clean
+.PHONY: run test test-slow lint fix fuzz bench docs lock clean
 .DEFAULT_GOAL := test
 
 $(READY): requirements.lock pyproject.toml
@@ -50,6 +51,11 @@ lint: $(READY)
 fix: $(READY)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+# What it finds it writes to tests/fuzz/corpus, where `make test` finds it from then on.
+fuzz: SECONDS ?= 60
+fuzz: $(READY)
+	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds $(SECONDS) $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -172,6 +172,7 @@ def test_hybrid_connection_may_be_switched_off() -> None:
         ("a = 1\nb = '''\n\n", "a.toml:2: is not valid TOML: Expected \"'''\""),
         ("a = 1\na = 2\n", "a.toml:2: is not valid TOML: Cannot overwrite a value at column 6"),
         ("a = " + "[" * 100_000, "a.toml:1: is nested too deeply"),
+        ("a." * 2000 + "a = 1", "a.toml:1: is nested too deeply"),
         ("a = " + "9" * 5_000, "a.toml:1: is not valid TOML: Exceeds the limit"),
     ],
 )  # fmt: skip

@@ -4,10 +4,11 @@ import tomllib
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trunkline.server.config.positions import Path, lines_of
+from trunkline.server.config.positions import DEEPEST, Path, lines_of
 
 TEXT = '''\
 # a comment with [brackets] and "quotes"
@@ -81,6 +82,12 @@ _SCALARS = st.one_of(st.integers(), st.booleans(), st.text(alphabet="ab\"'\\#[]{
 _VALUES = st.recursive(
     _SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=3), max_leaves=8
 )
+
+
+def test_key_of_many_names_is_read_and_one_of_far_too_many_is_refused() -> None:
+    assert lines_of("a." * (DEEPEST - 1) + "a = 1")[("a",) * DEEPEST] == 1
+    with pytest.raises(RecursionError):
+        lines_of("a." * DEEPEST + "a = 1")
 
 
 @given(document=st.dictionaries(_KEYS, _VALUES, max_size=5), data=st.data())

@@ -13,6 +13,9 @@ import tomllib
 #: Keys and indexes from the top: ``("namespace", 0, "rule", 1, "rights")``.
 Path = tuple[str | int, ...]
 
+#: Names in one dotted key. Nothing that can be configured is nearly as deep, and the path of each name is kept.
+DEEPEST = 100
+
 _BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 _KEY = re.compile(r"""[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*'""")
 _DOT = re.compile(r"[ \t]*\.[ \t]*")
@@ -28,7 +31,10 @@ _SCALAR = re.compile(
 
 
 def lines_of(text: str) -> dict[Path, int]:
-    """The line, from 1, of each key, table and array element of a valid TOML text."""
+    """The line, from 1, of each key, table and array element of a valid TOML text.
+
+    Raises RecursionError: it is nested too deeply.
+    """
     return _Walk(text).lines
 
 
@@ -68,6 +74,8 @@ class _Walk:
             dot = _DOT.match(self._text, self._at)
             if dot is None:
                 return keys
+            if len(keys) == DEEPEST:
+                raise RecursionError
             self._at = dot.end()
 
     def _header(self) -> Path:
