@@ -18,6 +18,7 @@ import websockets.frames
 from websockets.protocol import Protocol
 from websockets.protocol import Side as WebSocketsSide
 
+from trunkline.protocol.causes import Cause
 from trunkline.protocol.errors import EndpointNotFound, InvalidFrame, InvalidMessage, MessageTooLarge
 from trunkline.protocol.frames import Control, Data, FrameDecoder, Message, MessageDecoder, Opcode, parse_close
 from trunkline.protocol.limits import resolve
@@ -271,7 +272,7 @@ def splice(data: bytes) -> None:
             case 4 if what >> 4 == 15:
                 actions = both.close(EndpointNotFound())
             case 5 if what >> 4 == 15:
-                actions = both.tear_down("gone")
+                actions = both.tear_down("gone", Cause.CONTROL_CHANNEL_LOST)
             case _:
                 size = script[place] if place < len(script) else 0
                 actions = both.receive(side, script[place + 1 : place + 1 + size], now)

@@ -270,10 +270,11 @@ ENDPOINT = st.builds(RemoteEndpoint, st.text(), st.integers(0, 65_535))
 @given(
     st.one_of(
         st.builds(Accept, TEXT, TEXT, HEADERS, ENDPOINT),
-        st.builds(Request, TEXT, TEXT),
-        st.builds(Request, TEXT, TEXT, TEXT, TEXT, HEADERS, st.one_of(st.none(), ENDPOINT), st.booleans()),
+        st.builds(Request, st.text(), TEXT),
+        st.builds(Request, st.text(), TEXT, TEXT, TEXT, HEADERS, st.one_of(st.none(), ENDPOINT), st.booleans()),
     )
 )
+@example(Request("", "an-id"))
 def test_sdk_reads_back_every_command_of_a_relay(command: Accept | Request) -> None:
     assert parse_from_relay(encode(command)) == command
 

@@ -96,8 +96,8 @@ def encode(command: Command) -> str:
     """``command`` as the text of a WebSocket message.
 
     ASCII only, so its length is its size in bytes; whether it is too long to be sent (`CONTROL_MESSAGE_LIMIT`) is
-    the caller's to decide. What is None is left out. A header that a response repeats is joined with ", ", which
-    Azure Relay understands too.
+    the caller's to decide. What is None, and an address that is empty, is left out. A header that a response repeats
+    is joined with ", ", which Azure Relay understands too.
     """
     body: dict[str, Any]
     if isinstance(command, Accept):
@@ -110,7 +110,7 @@ def encode(command: Command) -> str:
         }
     elif isinstance(command, Request):
         name = "request"
-        body = {"address": command.address, "id": command.id}
+        body = {"address": command.address, "id": command.id} if command.address else {"id": command.id}
         if command.method is not None:
             body |= {
                 "requestTarget": command.request_target,
