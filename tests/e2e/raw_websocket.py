@@ -229,10 +229,16 @@ def encode(opcode: int, payload: bytes, *, end: bool = True) -> bytes:
     return bytes([0x80 * end | opcode]) + size + b"\0\0\0\0" + payload
 
 
-async def refusal(url: str, *, token: str | None = None, headers: Iterable[tuple[str, str]] = ()) -> Refused:
+async def refusal(
+    url: str,
+    *,
+    token: str | None = None,
+    headers: Iterable[tuple[str, str]] = (),
+    ssl: ssl_module.SSLContext | None = None,
+) -> Refused:
     """What a handshake that must be refused is told."""
     try:
-        async with RawWebSocket(url, token=token, headers=headers):
+        async with RawWebSocket(url, token=token, headers=headers, ssl=ssl):
             raise AssertionError("it was answered with 101")
     except Refused as refused:
         return refused
