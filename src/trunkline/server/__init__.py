@@ -1,12 +1,13 @@
 """A relay node.
 
-    node        knows all parts: builds, starts and stops them in order
-    admin/      the admin port: who is connected, health, levels of the log
-    relay/      the data plane
-    entities/   the product's nouns, where they are kept, and who may do what
-    config/     settings of a node and the declarative file
-    tls         certificates: from files, or from the node's own development authority
-    status      health and readiness
+    node          knows all parts: builds, starts and stops them in order
+    admin/        the admin port: who is connected, health, levels of the log
+    relay/        the data plane
+    entities/     the product's nouns, where they are kept, and who may do what
+    config/       settings of a node and the declarative file
+    tls           certificates: from files, or from the node's own development authority
+    spare_memory  gives memory back to the system after a flood
+    status        health and readiness
 
 Never imports `trunkline.sdk`: compatibility is proved with other people's clients.
 """

@@ -53,8 +53,9 @@ from trunkline.server.relay.admission import Admission
 from trunkline.server.relay.broker import Broker
 from trunkline.server.relay.frontend import Frontend
 from trunkline.server.relay.listeners import LocalDirectory
-from trunkline.server.relay.sockets import TLS_READ_SIZE, has_descriptors
+from trunkline.server.relay.sockets import TLS_READ_SIZE, has_descriptors, lengthen_backlog
 from trunkline.server.relay.splicing import Splicing
+from trunkline.server.spare_memory import SpareMemory
 from trunkline.server.status import Phase
 from trunkline.server.tls import Certificates
 
@@ -70,6 +71,10 @@ log = logging.getLogger("trunkline.node")
 
 # Connections that the system may hold for us while the loop is busy; a node restart brings all listeners at once.
 BACKLOG = 4_096
+
+# Of those, how many are taken at a time. With TLS the first step of each costs a fifth of a millisecond, and whoever
+# is connected already waits meanwhile.
+ACCEPTED_AT_ONCE = 64
 
 # Seconds for a TLS handshake, and for the peer's close_notify.
 TLS_HANDSHAKE_TIMEOUT = 10.0
@@ -177,6 +182,7 @@ class Node:
         # The two doors of the admin port: the port itself, and the Unix socket. Made when the node starts.
         self._admin: list[Frontend] = []
         self._certificates: Certificates | None = None
+        self._spare_memory = SpareMemory()
 
     def __repr__(self) -> str:
         return f"<Node {self.phase} {self.counts()}>"
@@ -265,7 +271,7 @@ class Node:
                 host,
                 port,
                 ssl=context,
-                backlog=BACKLOG,
+                backlog=ACCEPTED_AT_ONCE,
                 **tls_options,
             )
         except OSError as error:
@@ -275,6 +281,7 @@ class Node:
             }.get(error.errno or 0, f"Set {prefix}host to an address of this machine")
             why = error.strerror or error
             raise InvalidSetting(f"The node cannot listen on {host}:{port}: {why}. {remedy}") from error
+        lengthen_backlog(server, BACKLOG)
         self._servers.append(server)
         self._ports.append(server.sockets[0].getsockname()[1])
 
@@ -359,7 +366,7 @@ class Node:
             "control_channels": len(self.broker.channels),
             "waiting_senders": self.broker.waiting_senders,
             "connections": len(self.splicing),
-            "handshakes": len(self._frontend.connections),
+            "handshakes": self._frontend.handshakes,
         }
 
     def _changed(self, change: CatalogChange) -> None:
@@ -372,6 +379,7 @@ class Node:
             self.broker.tick,
             self.splicing.tick,
             self._look_at_certificates,
+            self._look_at_memory,
         )
         while True:
             await asyncio.sleep(self._tick)
@@ -392,6 +400,10 @@ class Node:
     def _look_at_certificates(self, now: float) -> None:
         if self._certificates is not None:
             self._certificates.refresh()
+
+    def _look_at_memory(self, now: float) -> None:
+        held = self._frontend.handshakes + len(self.broker.channels) + 2 * len(self.splicing)
+        self._spare_memory.tick(held)
 
     # -- stop
 

@@ -19,6 +19,7 @@ import asyncio
 import base64
 import hashlib
 import logging
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from email.utils import formatdate
@@ -264,11 +265,18 @@ class Frontend:
         # the order of their deadlines, so a look at the first is enough.
         self.heads: dict[FrontendProtocol, float] = {}
         self.lingering: dict[FrontendProtocol, float] = {}
-        # Everything that has not been handed on to a leg.
+        # Accepted, and not there yet: in their TLS handshake. aiofastnet drops the protocol of one that fails.
+        self.arriving: weakref.WeakSet[FrontendProtocol] = weakref.WeakSet()
+        # Everything else that has not been handed on to a leg.
         self.connections: set[FrontendProtocol] = set()
 
     def __repr__(self) -> str:
         return f"<Frontend connections={len(self.connections)} heads={len(self.heads)}>"
+
+    @property
+    def handshakes(self) -> int:
+        """Connections that have not been handed on to a leg."""
+        return len(self.connections) + len(self.arriving)
 
     def protocol(self) -> FrontendProtocol:
         """A protocol for one more connection.
@@ -279,7 +287,9 @@ class Frontend:
         if not self._has_room():
             self._turned_away += 1
             raise ConnectionRefusedError("no file descriptors are left")
-        return FrontendProtocol(self)
+        protocol = FrontendProtocol(self)
+        self.arriving.add(protocol)
+        return protocol
 
     def tick(self, now: float) -> None:
         """Refuse heads that are overdue, cut peers that linger or are lost; to be called about once a second."""
@@ -302,7 +312,7 @@ class Frontend:
 class FrontendProtocol(asyncio.BufferedProtocol):
     """One connection, until a leg takes it over."""
 
-    __slots__ = ("_buffer", "_exchange", "_frontend", "_paused", "_transport", "_was_read")
+    __slots__ = ("__weakref__", "_buffer", "_exchange", "_frontend", "_paused", "_transport", "_was_read")
 
     def __init__(self, frontend: Frontend) -> None:
         self._frontend = frontend
@@ -323,6 +333,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         self._transport = transport  # type: ignore[assignment]
         # From the beginning: a listener may wait long for its place, and nothing else would find that it is gone.
         enable_keepalive(transport)
+        self._frontend.arriving.discard(self)
         self._frontend.connections.add(self)
         self._frontend.heads[self] = self._frontend.clock() + HEAD_TIMEOUT
 

@@ -81,6 +81,20 @@ def has_descriptors(keep: int) -> bool:
     return lowest + keep < descriptor_limit()
 
 
+def lengthen_backlog(server: asyncio.AbstractServer, size: int) -> None:
+    """Let more connections wait in the system than the server takes in one turn of the loop.
+
+    aiofastnet has one number for both, and takes all of them before anybody else has a turn.
+
+    Args:
+        server: that is serving.
+        size: how many may wait.
+    """
+    for listening in server.sockets:  # type: ignore[attr-defined]  # all servers have them, the abstract one says nothing
+        with listening.dup() as sock:
+            sock.listen(size)
+
+
 def is_lost(transport: asyncio.BaseTransport, *, or_ended: bool = False) -> bool:
     """Whether the peer has reset the connection, asked of the system and not of the event loop.
 

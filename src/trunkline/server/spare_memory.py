@@ -1,0 +1,49 @@
+"""Gives memory back to the system after many connections have gone.
+
+What they held is free by then, but the C library keeps it: after 8,000 half-open handshakes 45 MiB of 50 stayed
+resident, until it was asked (malloc_trim of glibc, in about a millisecond; seen with glibc 2.36).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable
+
+#: So many connections have to go before memory is given back, and half of all.
+ENOUGH = 200
+
+
+def release() -> None:
+    """Let the C library give back what it holds free; nothing where it cannot."""
+    if sys.platform != "linux":
+        return
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # glibc; musl keeps little
+        trim(0)
+
+
+class SpareMemory:
+    """Decides when it is time.
+
+    Args:
+        release: gives it back.
+    """
+
+    def __init__(self, release: Callable[[], None] = release) -> None:
+        self._release = release
+        # The most connections since it was last given back, and how many there were at the last look.
+        self._most = 0
+        self._last = 0
+
+    def __repr__(self) -> str:
+        return f"<SpareMemory most={self._most}>"
+
+    def tick(self, held: int) -> None:
+        """Look at how many connections there are; to be called about once a second."""
+        self._most = max(self._most, held)
+        # Not while they still go: what is freed after it stays.
+        if held >= self._last and self._most - held >= max(ENOUGH, self._most / 2):
+            self._most = held
+            self._release()
+        self._last = held

@@ -1,0 +1,38 @@
+"""When memory is given back."""
+
+from __future__ import annotations
+
+from trunkline.server.spare_memory import ENOUGH, SpareMemory, release
+
+
+def released(*held: int) -> list[int]:
+    """At which of these looks memory is given back."""
+    times: list[int] = []
+    looks = iter(range(len(held)))
+    now = 0
+
+    def note() -> None:
+        times.append(now)
+
+    memory = SpareMemory(note)
+    for now, count in zip(looks, held, strict=True):
+        memory.tick(count)
+    return times
+
+
+def test_memory_is_given_back_once_when_a_flood_is_over() -> None:
+    assert released(5, 2_000, 2_000, 900, 5, 5, 5) == [5]
+    assert released(0, 2_000, 1_000, 1_000, 0, 2_000, 0, 1) == [3, 7]
+
+
+def test_memory_stays_while_connections_come_and_go() -> None:
+    assert released(1_000, 900, 1_000, 700, 1_000) == []
+    assert released(0, ENOUGH - 1, 0, 0, ENOUGH - 1) == []
+
+
+def test_what_the_c_library_holds_free_can_be_given_back() -> None:
+    release()
+
+
+def test_repr_says_what_it_saw() -> None:
+    assert repr(SpareMemory()) == "<SpareMemory most=0>"
