@@ -109,6 +109,7 @@ class Measured:
     """What one attack did to the node."""
 
     what: str
+    began: float = field(default_factory=time.monotonic)
     #: Before, at most while it lasted, and when the node was as before.
     memory: list[int] = field(default_factory=list)
     files: list[int] = field(default_factory=list)
@@ -123,6 +124,10 @@ class Measured:
     longest_echo: float = 0.0
     connections: int = 0
     longest_connection: float = 0.0
+
+    def since(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self.began
 
     def __str__(self) -> str:
         memory = " -> ".join(f"{each / 2**20:.1f}" for each in self.memory)
@@ -197,9 +202,7 @@ class BesiegedNode:
         counted = await asyncio.to_thread(get)
         return {name: value for name, value in counted.items() if isinstance(value, int)}
 
-    async def until(
-        self, condition: Callable[[dict[str, int]], bool], *, timeout: float = RECOVERY
-    ) -> dict[str, int]:
+    async def until(self, condition: Callable[[dict[str, int]], bool], *, timeout: float = RECOVERY) -> dict[str, int]:
         """Wait until its counts are as wanted.
 
         Raises:
@@ -236,17 +239,16 @@ class BesiegedNode:
             what: the attack, for the line that is printed.
             memory: bytes by which resident memory may differ.
         """
-        measured = Measured(what)
         counts, files, resident = await self._quiet()
         if self.bystander is not None:
             await self.bystander.ask()
         await self.program.ask()
-        used, began = self.cpu(), time.monotonic()
+        used, measured = self.cpu(), Measured(what)
         watch = asyncio.get_running_loop().create_task(self._watch(measured))  # ended below
         try:
             yield measured
             over = time.monotonic()
-            measured.lasted = over - began
+            measured.lasted = over - measured.began
             await self._until_as_before(counts, files, resident, memory)
             measured.recovered = time.monotonic() - over
         finally:
@@ -276,7 +278,16 @@ class BesiegedNode:
             # The bystander may make a new connection in between, and each look is one on the admin port.
             await self.until(lambda now: now == counts)
             files.append(self.open_files())
-        return counts, min(files), self.memory()
+        return counts, min(files), await self._memory_at_rest()
+
+    async def _memory_at_rest(self) -> int:
+        """Resident memory once it changes no more; what the warming left is still being given back."""
+        steady, last = 0, self.memory()
+        while steady < 8:
+            await asyncio.sleep(0.1)
+            now = self.memory()
+            steady, last = (steady + 1, last) if abs(now - last) < 2**19 else (0, now)
+        return last
 
     async def _watch(self, measured: Measured) -> None:
         while True:
@@ -317,9 +328,7 @@ async def besieged_node(
         node = BesiegedNode(program, await program.said())
         await warm(node)
         if bystander:
-            node.bystander = Program(
-                BYSTANDER, {"text": node.connection_string(PEACEFUL), "ca_file": node.ca_file}
-            )
+            node.bystander = Program(BYSTANDER, {"text": node.connection_string(PEACEFUL), "ca_file": node.ca_file})
             await stack.enter_async_context(node.bystander)
             # It answers once it is at it.
             await node.bystander.ask()
@@ -346,7 +355,7 @@ async def warm(node: BesiegedNode) -> None:
     # A crowd of the size that any node has seen.
     async with AsyncExitStack() as crowd:
         for _ in range(CROWD):
-            stranger = node.websocket(node.connect_url("nowhere"), token=None)
+            stranger = node.websocket(node.connect_url("nowhere"), token=node.token("nowhere"))
             crowd.callback(stranger.abort)
             await stranger.connect()
     await node.until(lambda counts: not any(counts.values()))

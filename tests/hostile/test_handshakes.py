@@ -1,63 +1,44 @@
-"""Strangers at the door: connections without a whole request head, and heads that are bombs."""
+"""Strangers at the door, who never get as far as a token: half heads, slow heads, half TLS handshakes."""
 
 from __future__ import annotations
 
 import asyncio
-import socket
 
 import pytest
 
-from hostile.besieged import BesiegedNode, besieged_node
+from hostile.attackers import client_hello, crowd
+from hostile.besieged import besieged_node
 
 pytestmark = pytest.mark.loop("uvloop")
 
 HALF_A_HEAD = b"GET /$hc/attacked?sb-hc-action=connect HTTP/1.1\r\nHost: localhost\r\nUpgrade: websock"
 
 
-async def dial(node: BesiegedNode, data: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A TCP connection that has sent `data`."""
-    reader, writer = await asyncio.open_connection(node.host, node.port)
-    writer.write(data)
-    return reader, writer
-
-
-async def ends(reader: asyncio.StreamReader) -> bytes:
-    """All that it says until it ends."""
-    try:
-        return await reader.read()
-    except ConnectionError:
-        return b""
-
-
 @pytest.mark.slow
 async def test_2000_half_open_upgrades_are_refused_when_their_time_is_over() -> None:
     async with besieged_node() as node, node.unharmed("2,000 half-open upgrades"):
-        peers = [await dial(node, HALF_A_HEAD) for _ in range(2_000)]
-        await node.until(lambda counts: counts["handshakes"] >= 2_000)
-        answers = await asyncio.gather(*(ends(reader) for reader, _ in peers))
-        assert all(answer.startswith(b"HTTP/1.1 408 ") for answer in answers)
-        for _, writer in peers:
-            writer.close()
+        async with crowd(node, 2_000, HALF_A_HEAD) as strangers:
+            await node.until(lambda counts: counts["handshakes"] >= 2_000)
+            assert set(await asyncio.gather(*(each.status() for each in strangers))) == {408}
 
 
 @pytest.mark.slow
 async def test_2000_tls_handshakes_that_never_end_are_cut_when_their_time_is_over() -> None:
     async with besieged_node(tls=True) as node, node.unharmed("2,000 TLS handshakes that never end"):
-        hello = client_hello()
-        peers = [await dial(node, hello) for _ in range(2_000)]
-        await asyncio.gather(*(ends(reader) for reader, _ in peers))
-        for _, writer in peers:
-            writer.close()
+        async with crowd(node, 2_000, client_hello()) as strangers:
+            await node.until(lambda counts: counts["handshakes"] >= 2_000)
+            await asyncio.gather(*(each.told() for each in strangers))
 
 
-def client_hello() -> bytes:
-    """The first flight of a TLS client."""
-    import ssl
-
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    tls = ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
-    try:
-        tls.do_handshake()
-    except ssl.SSLWantReadError:
-        pass
-    return outgoing.read()
+@pytest.mark.slow
+async def test_500_heads_that_trickle_are_refused_when_their_time_is_over() -> None:
+    async with besieged_node() as node, node.unharmed("500 heads of one byte a second"):
+        async with crowd(node, 500) as strangers, asyncio.TaskGroup() as tasks:
+            answers = [tasks.create_task(each.status()) for each in strangers]
+            for byte in HALF_A_HEAD:
+                for each in strangers:
+                    each.send(bytes([byte]))
+                done, _ = await asyncio.wait(answers, timeout=1)
+                if len(done) == len(answers):
+                    break
+            assert {each.result() for each in answers} == {408}

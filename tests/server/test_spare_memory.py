@@ -8,15 +8,11 @@ from trunkline.server.spare_memory import ENOUGH, SpareMemory, release
 def released(*held: int) -> list[int]:
     """At which of these looks memory is given back."""
     times: list[int] = []
-    looks = iter(range(len(held)))
-    now = 0
-
-    def note() -> None:
-        times.append(now)
-
-    memory = SpareMemory(note)
-    for now, count in zip(looks, held, strict=True):
+    looks: list[int] = []
+    memory = SpareMemory(lambda: times.append(len(looks)))
+    for count in held:
         memory.tick(count)
+        looks.append(count)
     return times
 
 

@@ -48,6 +48,15 @@ ENTITY_PATH_LIMIT = 260
 MAX_RULES = 12
 #: Characters of a rule name or of a key (Azure Relay).
 KEY_NAME_LIMIT = 256
+#: Refusals of an address that has failed to authenticate so often are held before they are answered.
+FAILURES_ANSWERED = 10
+#: Seconds after which one of these failures is forgotten.
+FAILURE_FORGOTTEN_AFTER = 6.0
+#: Seconds for which a refusal is held; up to one look at the clock more.
+HELD_FOR = 2.0
+#: Refusals that are held at a time, of one address and of all. More are answered at once.
+HELD_PER_ADDRESS = 64
+HELD_PER_NODE = 1_024
 
 # --- what a user sets ---
 

@@ -366,6 +366,7 @@ class Node:
             "control_channels": len(self.broker.channels),
             "waiting_senders": self.broker.waiting_senders,
             "connections": len(self.splicing),
+            "held_refusals": self.broker.held_refusals,
             "handshakes": self._frontend.handshakes,
         }
 

@@ -17,17 +17,19 @@ from server.relay.peers import (
     Frame,
     Peer,
     Relay,
+    client_tls,
     frame,
     handshake,
     hybrid_connection,
     namespace,
+    server_tls,
     target_of,
     token,
     until,
 )
 from trunkline.protocol.errors import ServerBusy
 from trunkline.protocol.frames import Opcode
-from trunkline.protocol.limits import Limits
+from trunkline.protocol.limits import FAILURES_ANSWERED, HELD_FOR, HELD_PER_ADDRESS, Limits
 from trunkline.protocol.sas import Right
 from trunkline.server.entities.model import Rule
 from trunkline.server.relay import listeners
@@ -963,3 +965,99 @@ async def test_the_public_url_counts_for_the_next_sender_of_a_listener_that_is_t
         relay.broker.public_url = "wss://relay.example.com:444"
         await relay.dial_sender()
         assert (await listener.offer())["address"].startswith("wss://relay.example.com:444/$hc/orders?")
+
+
+# -- refusals that are held
+
+
+async def fails(relay: Relay, **more: Any) -> Peer:
+    """A peer with a wrong token."""
+    return await relay.dial("/$hc/orders", signature=token(key="wrong"), **more)
+
+
+async def fail_often(relay: Relay, **more: Any) -> None:
+    for _ in range(FAILURES_ANSWERED):
+        await refused(await fails(relay, **more), 401, "InvalidSignature")
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_peer_that_fails_often_is_told_so_later_and_a_good_token_is_never_held(tls: bool) -> None:
+    more: dict[str, Any] = {"tls": client_tls()} if tls else {}
+    async with Relay(tls=server_tls() if tls else None) as relay:
+        await fail_often(relay, **more)
+        peer = await fails(relay, early=b"x" * 100_000, **more)
+        await until(lambda: relay.broker.held_refusals == 1)
+        # What came behind the head is not kept.
+        assert all(not each._buffer for each in relay.frontend.connections)
+        listener = await relay.listener(**more)
+        sender, leg = await relay.pair(listener, **more)
+        await can_talk(sender, leg)
+        relay.pass_time(HELD_FOR - 0.1)
+        assert relay.broker.held_refusals == 1
+        relay.pass_time(0.1)
+        answer = await refused(peer, 401, "InvalidSignature")
+        assert f"sb://{HOST}/orders" in answer.phrase
+        assert not relay.broker.held_refusals
+        # The good token of another behind the same address was no pardon.
+        await fails(relay, **more)
+        await until(lambda: relay.broker.held_refusals == 1)
+
+
+@pytest.mark.loop("uvloop")
+async def test_listener_of_what_does_not_exist_is_held_and_a_sender_is_not() -> None:
+    async with Relay() as relay:
+        for _ in range(FAILURES_ANSWERED + 1):
+            await refused(await relay.dial_sender("none"), 404, "Endpoint does not exist")
+        for _ in range(FAILURES_ANSWERED):
+            await refused(await relay.dial_listener("none"), 404, "Endpoint does not exist")
+        peer = await relay.dial_listener("none")
+        await until(lambda: relay.broker.held_refusals == 1)
+        await refused(await relay.dial_sender("none"), 404, "Endpoint does not exist")
+        relay.pass_time(HELD_FOR)
+        await refused(peer, 404, "Endpoint does not exist: none")
+
+
+async def test_peer_that_leaves_while_its_refusal_is_held_is_forgotten() -> None:
+    async with Relay() as relay:
+        await fail_often(relay)
+        for early in (b"", b"x" * 100_000):
+            peer = await fails(relay, early=early)
+            await until(lambda: relay.broker.held_refusals == 1)
+            peer.reset()
+            await asyncio.sleep(0.01)
+            relay.pass_time(0.1)
+            await until(lambda: not relay.broker.held_refusals)
+        await relay.quiet()
+
+
+@pytest.mark.loop("uvloop")
+async def test_those_held_when_the_relay_stops_are_answered() -> None:
+    async with Relay() as relay:
+        await fail_often(relay)
+        peer = await fails(relay)
+        await until(lambda: relay.broker.held_refusals == 1)
+        await relay.broker.close_channels(ServerBusy(), timeout=0)
+        await refused(peer, 401, "InvalidSignature")
+
+
+@pytest.mark.loop("uvloop")
+@pytest.mark.parametrize("tls", [False, True])
+async def test_surplus_of_failures_is_answered_and_let_go_at_once(tls: bool, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    more: dict[str, Any] = {"tls": client_tls()} if tls else {}
+    async with Relay(tls=server_tls() if tls else None) as relay:
+        await fail_often(relay, **more)
+        held = [await fails(relay, **more) for _ in range(HELD_PER_ADDRESS)]
+        await until(lambda: relay.broker.held_refusals == HELD_PER_ADDRESS)
+        before = len(caplog.records)
+        for _ in range(3):
+            surplus = await fails(relay, **more)
+            assert (await surplus.answer()).status == 401
+            assert (await surplus.to_end()).startswith(b"InvalidSignature")
+            # It has not closed, and is nobody's concern any more.
+            await until(lambda: len(relay.frontend.connections) == HELD_PER_ADDRESS)
+        assert len(caplog.records) == before
+        relay.pass_time(HELD_FOR)
+        assert "3 more who failed to authenticate were refused at once" in caplog.text
+        for peer in held:
+            await refused(peer, 401, "InvalidSignature")

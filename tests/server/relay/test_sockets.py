@@ -18,7 +18,14 @@ from trunkline.protocol.frames import Opcode
 from trunkline.protocol.splice import Side
 from trunkline.server.relay import sockets
 from trunkline.server.relay.frontend import EARLY_LIMIT
-from trunkline.server.relay.sockets import descriptor_limit, has_descriptors, is_lost, raise_descriptor_limit, unheard
+from trunkline.server.relay.sockets import (
+    descriptor_limit,
+    has_descriptors,
+    is_lost,
+    lengthen_backlog,
+    raise_descriptor_limit,
+    unheard,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the state of a TCP connection")
 
@@ -239,3 +246,12 @@ def test_system_that_refuses_to_raise_the_limit_is_told_and_lived_with(
 def test_system_without_such_limits_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sockets, "resource", None)
     assert raise_descriptor_limit() == descriptor_limit() == sys.maxsize
+
+
+async def test_more_connections_may_wait_than_are_taken_at_once() -> None:
+    server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0, backlog=3)
+    async with server:
+        lengthen_backlog(server, 100)
+        # tcpi_sacked of a listening socket: how many may wait (Linux, tcp_diag).
+        information = server.sockets[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+        assert struct.unpack_from("I", information, 28) == (100,)

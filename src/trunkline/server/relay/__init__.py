@@ -2,6 +2,7 @@
 
     frontend         a TCP or TLS connection until its request head is read and its answer is given
     admission        may it listen or connect: the order of checks
+    held_refusals    whose refusals are answered a moment later
     broker           brings a sender and a listener together
     listeners        who listens, who gets the next sender, is there room
     control_channel  tells the listener; keeps its control channel

@@ -17,10 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from trunkline.protocol.errors import (
+    AuthorizationFailed,
     EndpointDisabled,
     EndpointNotFound,
     ExpiredToken,
-    InternalError,
     InvalidRequest,
     NotAWebSocket,
     RelayError,
@@ -224,17 +224,32 @@ class Admission:
         """The reason phrase for a peer whose request could not be read: a tracking id, and no address."""
         return error.reason_phrase(tracking_id=self._new_guid(), address="sb://", now=self._wall_clock())
 
-    def refuse(self, exchange: Exchange, error: Exception) -> None:
-        """Answer with an error: one line that says what, which endpoint, when, and the tracking id."""
-        known = error if isinstance(error, RelayError) else InternalError()
+    @staticmethod
+    def has_failed(head: RequestHead, error: RelayError) -> bool:
+        """Whether a refusal says that the peer does not know who it is, or listens where nothing is.
+
+        Both come of wrong settings, and are asked for again and again. A sender may well be early.
+        """
+        if isinstance(error, AuthorizationFailed):
+            return True
+        if not isinstance(error, EndpointNotFound):
+            return False
+        target = parse_target(head.target)
+        return isinstance(target, RelayTarget) and target.action is Action.LISTEN
+
+    def refuse(self, exchange: Exchange, error: RelayError) -> None:
+        """Answer with an error."""
+        exchange.refuse(error, self.phrase(exchange, error))
+
+    def phrase(self, exchange: Exchange, error: RelayError) -> str:
+        """The reason phrase of an error: one line that says what, which endpoint, when, and the tracking id."""
         host = exchange.head.get("Host") or "unknown"
         path = "/" + _FRONT.sub("", exchange.head.target.partition("?")[0], count=1)
-        phrase = known.reason_phrase(
-            tracking_id=known.tracking_id or self._new_guid(),
+        return error.reason_phrase(
+            tracking_id=error.tracking_id or self._new_guid(),
             address=clean_phrase(f"sb://{host}{path}"),
             now=self._wall_clock(),
         )
-        exchange.refuse(known, phrase)
 
 
 def find_token(head: RequestHead, target: RelayTarget) -> tuple[str | None, str | None]:

@@ -44,6 +44,7 @@ from trunkline.server.relay.admission import Admission, Admitted, Arrival, heade
 from trunkline.server.relay.control_channel import ControlChannel
 from trunkline.server.relay.control_channel import Facts as ChannelFacts
 from trunkline.server.relay.frontend import Exchange
+from trunkline.server.relay.held_refusals import Fate, HeldRefusals
 from trunkline.server.relay.listeners import ListenerDirectory, Offer, Placement
 from trunkline.server.relay.splicing import Connection, Splicing
 from trunkline.server.relay.splicing import Facts as ConnectionFacts
@@ -100,6 +101,8 @@ class Broker:
         self.public_url = public_url
         # Senders that wait for a listener, by the secret of their rendezvous.
         self._meetings: dict[str, Meeting] = {}
+        # Refusals that are answered later.
+        self._held: HeldRefusals[_Refusal] = HeldRefusals()
         # Control channels whose transport is there, also while they close.
         self.channels: set[ControlChannel] = set()
         # Set when the last of them has gone.
@@ -126,16 +129,48 @@ class Broker:
             else:
                 self._connect(exchange, admitted)
         except RelayError as error:
-            self.refuse(exchange, error)
+            if self._admission.has_failed(exchange.head, error):
+                self._refuse_failed(exchange, error)
+            else:
+                self.refuse(exchange, error)
         except Exception:
             log.exception("the relay failed on %r", exchange)
             self.refuse(exchange, InternalError())
 
+    def _refuse_failed(self, exchange: Exchange, error: RelayError) -> None:
+        """Answer whoever failed to authenticate: at once, or later when its address fails often."""
+        refusal = _Refusal(exchange, error)
+        match self._held.refused(exchange.remote[0], refusal, self._clock()):
+            case Fate.ANSWER:
+                self.refuse(exchange, error)
+            case Fate.HOLD:
+                self._log_refusal(exchange, error, " (answered later)")
+                # Without the traceback, whose frames would keep the request head.
+                error.with_traceback(None)
+                refusal.phrase = self._admission.phrase(exchange, error)
+                exchange.on_left = partial(self._held.left, refusal)
+                exchange.hold()
+            case Fate.DISMISS:
+                # Not in the log, or a flood would be one there too.
+                exchange.refuse(error, self._admission.phrase(exchange, error), linger=False)
+
+    def _answer_held(self, refusals: list[_Refusal]) -> None:
+        for refusal in refusals:
+            refusal.exchange.refuse(refusal.error, refusal.phrase)
+
+    @property
+    def held_refusals(self) -> int:
+        """Peers that failed to authenticate and are told so later."""
+        return len(self._held)
+
     def refuse(self, exchange: Exchange, error: RelayError) -> None:
         """Answer with an error."""
-        # On one line, whatever the peer wrote into its address.
-        log.info("refused %r from %s: %s", exchange, exchange.remote[0], clean_phrase(str(error)))
+        self._log_refusal(exchange, error)
         self._admission.refuse(exchange, error)
+
+    def _log_refusal(self, exchange: Exchange, error: RelayError, when: str = "") -> None:
+        # On one line, whatever the peer wrote into its address.
+        log.info("refused %r from %s%s: %s", exchange, exchange.remote[0], when, clean_phrase(str(error)))
 
     # -- listen
 
@@ -386,6 +421,10 @@ class Broker:
             channel.tick(now)
         for meeting in list(self._meetings.values()):
             meeting.tick(now)
+        self._answer_held(self._held.due(now))
+        dismissed = self._held.take_dismissed()
+        if dismissed:
+            log.warning("%d more who failed to authenticate were refused at once: too many are held already", dismissed)
 
     async def close_channels(self, error: RelayError, *, timeout: float) -> None:
         """Close every control channel and wait for their listeners, at most `timeout` seconds; connections stay.
@@ -407,6 +446,7 @@ class Broker:
             channel.abort()
 
     def _refuse_waiting(self) -> None:
+        self._answer_held(self._held.release())
         for meeting in list(self._meetings.values()):
             meeting.refuse(ServerBusy("ServerBusy: The relay is shutting down, try again"))
 
@@ -421,6 +461,16 @@ class Broker:
     def _on_clock(self, moment: float) -> float:
         """A moment of the wall clock on the monotonic one: from here on a jump of the wall clock changes nothing."""
         return self._clock() + moment - self._wall_clock()
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Refusal:
+    """A refusal that is held."""
+
+    exchange: Exchange
+    error: RelayError
+    # The reason phrase, made before the request head was let go.
+    phrase: str = ""
 
 
 class Meeting:

@@ -160,9 +160,24 @@ class Exchange:
         if frontend is not None:
             frontend.respond(status, phrase, headers, body, content_type, head_only=self.head.method == "HEAD")
 
-    def refuse(self, error: RelayError, phrase: str) -> None:
-        """Answer with an error: the status, the reason phrase that real clients read, and the same text as body."""
+    def refuse(self, error: RelayError, phrase: str, *, linger: bool = True) -> None:
+        """Answer with an error: the status, the reason phrase that real clients read, and the same text as body.
+
+        Args:
+            error: says the status.
+            phrase: the reason phrase.
+            linger: False to let go of the connection at once, whether or not the peer has read that.
+        """
+        frontend = self._frontend
         self.respond(error.status, phrase, body=phrase.encode() + b"\n")
+        if frontend is not None and not linger:
+            frontend.let_go()
+
+    def hold(self) -> None:
+        """Keep nothing of the request and read no more of it: it will be refused, later."""
+        self.head = RequestHead(self.head.method, self.head.target.partition("?")[0][:_SHOWN], ())
+        if self._frontend is not None:
+            self._frontend.hold()
 
     def left(self) -> None:
         """The peer is gone (called by the frontend)."""
@@ -472,6 +487,18 @@ class FrontendProtocol(asyncio.BufferedProtocol):
             # TLS cannot end one direction: closing says so with a close_notify, reads and drops what still comes, and
             # waits for the peer.
             transport.close()
+
+    def hold(self) -> None:
+        """Read no more, and keep nothing of what came behind the head."""
+        self._buffer.clear()
+        if self._transport is not None and not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def let_go(self) -> None:
+        """Close the socket behind the answer; the system sends what it has taken."""
+        if self._transport is not None and not self._transport.get_write_buffer_size():
+            self.abort()
 
     def abort(self) -> None:
         """Cut the connection."""
