@@ -294,7 +294,7 @@ def test_variables_that_a_page_names_exist(page: Path) -> None:
 def test_files_targets_and_tests_that_a_page_names_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     makefile = (ROOT / "Makefile").read_text()
-    prefixes = "src|tests|docs|examples|benchmarks"
+    prefixes = "src|tests|docs|examples|benchmarks|deploy"
     for name in re.findall(rf"`((?:{prefixes})/[\w./-]*)`", text):
         assert (ROOT / name).exists(), f"{page_name(page)}: {name}"
     for target in re.findall(r"`make ([a-z-]+)", text):

@@ -423,6 +423,69 @@ async def test_draining_ends_after_its_time(caplog: pytest.LogCaptureFixture) ->
             await peer.leave()
 
 
+# -- sockets that somebody else holds too
+
+
+def listening_socket() -> socket.socket:
+    return socket.create_server(("127.0.0.1", 0))
+
+
+async def test_a_node_serves_on_the_sockets_that_it_is_handed_and_leaves_them_to_the_next() -> None:
+    with listening_socket() as data, listening_socket() as admin:
+        for _ in range(2):
+            handed = {"data": [data.dup()], "admin": [admin.dup()]}
+            async with Node(settings(port=1), declared(), store=SqliteStore(":memory:"), sockets=handed) as node:
+                assert (node.port, node.admin_port) == (data.getsockname()[1], admin.getsockname()[1])
+                assert (await asked(node, "/readyz"))[0] == 200
+                listener = await listener_on(node)
+                await listener.leave()
+        # Nobody serves it, and nobody is refused.
+        async with asyncio.timeout(2):
+            _, writer = await asyncio.open_connection("127.0.0.1", data.getsockname()[1])
+        writer.close()
+
+
+async def test_a_node_that_drains_leaves_who_comes_to_the_next_one_when_nobody_is_half_way() -> None:
+    with listening_socket() as data:
+        handed = {"data": [data.dup(), listening_socket()]}
+        async with Node(settings(), declared(), store=SqliteStore(":memory:"), sockets=handed, tick=0.01) as node:
+            listener = await listener_on(node)
+            sender = await dial(node, "connect")
+            offer = await listener.offer()
+            task = await draining(node)
+            # The sender waits for a listener that has to come to this node, and so does another one that comes now.
+            leg = await Peer.dial(node.port)
+            leg.send(handshake(target_of(offer["address"])))
+            assert (await leg.answer()).status == 101
+            assert (await sender.answer()).status == 101
+            await until(lambda: node.broker.draining)
+            late = await dial(node, "listen")
+            await can_talk(sender, leg)
+            assert not node.counts()["handshakes"]
+            node.hurry()
+            await task
+            await listener.leave()
+        handed = {"data": [data.dup()]}
+        async with Node(settings(), declared(), store=SqliteStore(":memory:"), sockets=handed) as after:
+            assert (await late.answer()).status == 101
+            assert after.counts()["listeners"] == 1
+            for peer in (sender, leg, late):
+                await peer.leave()
+
+
+async def test_a_node_waits_no_longer_than_it_may_for_those_who_are_half_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_module, "HANDING_OVER", 0.02)
+    handed = {"data": [listening_socket()]}
+    async with Node(settings(), declared(), store=SqliteStore(":memory:"), sockets=handed, tick=0.01) as node:
+        async with await Peer.dial(node.port) as slow:
+            slow.send(b"GET /")
+            await until(lambda: node.counts()["handshakes"])
+            async with asyncio.timeout(2):
+                await node.drain()
+            slow.send(b"$hc/orders HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await slow.answer()).status == 400
+
+
 # -- reloading
 
 

@@ -19,16 +19,20 @@ from typing import Any
 
 from trunkline.cli.event_loop import on_signal
 from trunkline.cli.failure import harmless, usage
+from trunkline.cli.systemd import ServiceManager
 from trunkline.protocol.errors import InvalidSetting, RelayError
 from trunkline.server.config.declarative import Declaration
 from trunkline.server.config.settings import NodeSettings
-from trunkline.server.node import Node
+from trunkline.server.node import HandedSockets, Node
 from trunkline.server.relay.sockets import raise_descriptor_limit
 
 log = logging.getLogger("trunkline.node")
 
 # Files and sockets below which a node is told to be short of them: a relayed connection takes two.
 FEW_DESCRIPTORS = 8_192
+
+# Seconds that a node takes at most to stop once it has drained.
+TIME_TO_STOP = 15.0
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:
@@ -54,6 +58,8 @@ class NodeProcess:
 
     Args:
         settings, declaration: of the node.
+        sockets: that the process was handed, see `Node`.
+        manager: who started the process, to be told how it is; None: nobody.
         reread: reads again what the node is made of: its declarative file, None when there is none, and its settings.
             None: the node is not reloaded, and a terminal that is closed (SIGHUP) ends it.
     """
@@ -63,10 +69,14 @@ class NodeProcess:
         settings: NodeSettings,
         declaration: Declaration | None,
         *,
+        sockets: HandedSockets | None = None,
+        manager: ServiceManager | None = None,
         reread: Callable[[], tuple[Declaration | None, NodeSettings]] | None = None,
     ) -> None:
         self._settings = settings
         self._declaration = declaration
+        self._sockets = sockets
+        self._manager = manager or ServiceManager({}, 0)
         self._reread = reread
         self._stop = asyncio.Event()
         self._stop_at_once = asyncio.Event()
@@ -90,12 +100,22 @@ class NodeProcess:
             on_signal(signal.SIGHUP, partial(self.stop, signal.SIGHUP))
         asyncio.get_running_loop().set_exception_handler(_log_what_the_loop_caught)
         open_all_descriptors()
-        async with _started(Node(self._settings, self._declaration)) as node:
+        # The service manager hears that the loop turns also while the node drains and stops.
+        alive = asyncio.get_running_loop().create_task(self._manager.keep_alive())
+        try:
+            await self._run(while_ready)
+        finally:
+            alive.cancel()
+
+    async def _run(self, while_ready: Callable[[Node], Coroutine[Any, Any, None]]) -> None:
+        async with _started(Node(self._settings, self._declaration, sockets=self._sockets)) as node:
+            self._manager.ready(f"ready on {node.url}")
             async with asyncio.TaskGroup() as group:
                 beside = [group.create_task(while_ready(node)), group.create_task(self._keep_reloading(node))]
                 await self._stop.wait()
                 for task in beside:
                     task.cancel()
+            self._manager.stopping(within=node.drain_timeout + TIME_TO_STOP)
             await _first_of(node.drain(), self._stop_at_once.wait())
             if self._stop_at_once.is_set():
                 node.hurry()
@@ -112,11 +132,14 @@ class NodeProcess:
             await self._reload.wait()
             self._reload.clear()
             assert self._reread is not None
+            self._manager.reloading()
             try:
                 waiting = await node.reload(*self._reread())
             except (RelayError, OSError) as error:
                 log.error("not reloaded, the node goes on as it was: %s", error)
+                self._manager.ready(f"ready on {node.url}, and not reloaded: {error}")
                 continue
+            self._manager.ready(f"ready on {node.url}")
             log.info("reloaded")
             if waiting:
                 log.warning("this waits for a restart: %s", ", ".join(waiting))

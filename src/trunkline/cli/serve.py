@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from trunkline.cli import systemd
 from trunkline.cli.data_folder import check_is_for_node
 from trunkline.cli.event_loop import run
 from trunkline.cli.node_process import NodeProcess, log_to_stderr
@@ -33,7 +35,8 @@ def command(
 
     Settings come from options, TRUNKLINE_... variables, the [node] table of the file and defaults, the nearest first.
     SIGTERM and Ctrl-C drain the node, a second one stops it at once. SIGHUP takes over the file, with most
-    settings of [node], and the certificates as they are then, without a cut.
+    settings of [node], and the certificates as they are then, without a cut. Under systemd the node serves on the
+    sockets that it is handed (LISTEN_FDS).
 
     \b
     Examples:
@@ -58,6 +61,8 @@ def command(
 
     async def serve() -> None:
         await check_is_for_node(process_settings.data)
-        await NodeProcess(process_settings, declaration, reread=read).run(announce)
+        manager, sockets = systemd.from_environment(), systemd.handed_sockets(os.environ, os.getpid())
+        process = NodeProcess(process_settings, declaration, reread=read, sockets=sockets, manager=manager)
+        await process.run(announce)
 
     run(serve())

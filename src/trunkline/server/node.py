@@ -11,7 +11,8 @@ Start, each step because the next one needs it:
 
 Stop:
 
-    drain        no new senders (503), listen handshakes wait without an answer, established connections may end
+    drain        no new senders (503), listen handshakes wait without an answer, established connections may end.
+                 Sockets that the node was handed accept no more: who comes now waits in the kernel for the next node
     channels     closed with 1001 at the very end: a listener that reconnects should find the next node
     ports, connections, tasks, store    nothing uses the store when it is closed
 """
@@ -25,10 +26,11 @@ import itertools
 import logging
 import random
 import secrets
+import socket
 import ssl
 import time
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -83,9 +85,16 @@ TLS_SHUTDOWN_TIMEOUT = 3.0
 # Seconds that listeners have to answer the Close of a node that stops.
 FAREWELL = 2.0
 
+# Seconds that a node looks for a moment in which nobody is half way, before it leaves its sockets to the next one.
+HANDING_OVER = 2.0
+
 # File descriptors that connections leave for the node itself, and those of the data plane for the admin port.
 DESCRIPTORS_KEPT = 32
 DESCRIPTORS_KEPT_FOR_ADMIN = 32
+
+
+#: Sockets that listen, by what they are for: ``data``, ``admin``.
+HandedSockets = Mapping[str, Sequence[socket.socket]]
 
 
 class Tasks:
@@ -126,6 +135,8 @@ class Node:
         settings: of the node.
         declaration: entities that a file, or the caller, declares; None leaves the store as it is.
         store: where entities are kept; None opens `entities.db` in the data folder.
+        sockets: that listen already, for ``data`` or ``admin`` or both, in place of the hosts and ports of the
+            settings. They outlive the node where somebody else holds them too.
         tick: seconds between two looks at the clock; time-outs are as exact as that.
     """
 
@@ -135,6 +146,7 @@ class Node:
         declaration: Declaration | None = None,
         *,
         store: EntityStore | None = None,
+        sockets: HandedSockets | None = None,
         tick: float = 1.0,
     ) -> None:
         self.settings = settings
@@ -145,6 +157,7 @@ class Node:
         # Those that last as long as the node, and the short ones of the data plane.
         self._watches = Tasks()
         self._tasks = Tasks()
+        self._handed = dict(sockets or {})
         self._servers: list[asyncio.Server] = []
         # The ports of `_servers`, which know them no more when they are closed.
         self._ports: list[int] = []
@@ -254,26 +267,23 @@ class Node:
             self._servers.append(await aiofastnet.create_unix_server(loop, socket.protocol, sock=bound))
 
     async def _listen(self, frontend: Frontend, prefix: str, context: ssl.SSLContext | None) -> None:
-        """Open the port that the settings `{prefix}host` and `{prefix}port` say."""
+        """Open the port that the settings `{prefix}host` and `{prefix}port` say, or serve the sockets handed for it."""
         host: str = getattr(self.settings, f"{prefix}host")
         port: int = getattr(self.settings, f"{prefix}port")
-        tls_options: dict[str, Any] = {}
+        options: dict[str, Any] = {"ssl": context, "backlog": ACCEPTED_AT_ONCE}
         if context is not None:
-            tls_options = {
+            options |= {
                 "ssl_handshake_timeout": TLS_HANDSHAKE_TIMEOUT,
                 "ssl_shutdown_timeout": TLS_SHUTDOWN_TIMEOUT,
                 "ssl_incoming_bio_size": TLS_READ_SIZE,
             }
+        handed = self._handed.get(prefix.rstrip("_") or "data", ())
+        places: list[dict[str, Any]] = [{"sock": each} for each in handed] or [{"host": host, "port": port}]
+        loop = asyncio.get_running_loop()
         try:
-            server = await aiofastnet.create_server(
-                asyncio.get_running_loop(),
-                frontend.protocol,
-                host,
-                port,
-                ssl=context,
-                backlog=ACCEPTED_AT_ONCE,
-                **tls_options,
-            )
+            for place in places:
+                server = await aiofastnet.create_server(loop, frontend.protocol, **place, **options)
+                self._servers.append(server)
         except OSError as error:
             remedy = {
                 errno.EADDRINUSE: f"Another program has it, perhaps a node: stop that one, or set another {prefix}port",
@@ -281,9 +291,9 @@ class Node:
             }.get(error.errno or 0, f"Set {prefix}host to an address of this machine")
             why = error.strerror or error
             raise InvalidSetting(f"The node cannot listen on {host}:{port}: {why}. {remedy}") from error
-        lengthen_backlog(server, BACKLOG)
-        self._servers.append(server)
-        self._ports.append(server.sockets[0].getsockname()[1])
+        for server in self._servers[-len(places) :]:
+            lengthen_backlog(server, BACKLOG)
+        self._ports.append(self._servers[-len(places)].sockets[0].getsockname()[1])
 
     async def _declare(self, declaration: Declaration, settings: NodeSettings) -> None:
         applied = await declarations.apply(self._administration(settings), declaration)
@@ -408,6 +418,11 @@ class Node:
 
     # -- stop
 
+    @property
+    def drain_timeout(self) -> float:
+        """Seconds that `drain` takes at most; where the node was handed sockets, `HANDING_OVER` more."""
+        return resolve(self.settings.preset, self.settings.limits).drain_timeout
+
     async def drain(self) -> None:
         """Take nothing new and wait until what runs has ended, at most `drain_timeout`; then say goodbye.
 
@@ -416,14 +431,33 @@ class Node:
         if self.phase is not Phase.READY:
             return
         self.phase = Phase.DRAINING
+        await self._accept_no_more()
         self.broker.draining = True
-        drain_timeout = resolve(self.settings.preset, self.settings.limits).drain_timeout
+        drain_timeout = self.drain_timeout
         log.info("draining for at most %g s: %s", drain_timeout, self.counts())
         try:
             async with asyncio.timeout(drain_timeout):
                 await self._quiet.wait()
         except TimeoutError:
             log.warning("connections are cut after %g s of draining: %s", drain_timeout, self.counts())
+
+    async def _accept_no_more(self) -> None:
+        """Leave who comes from now on to the next node, where that has the same sockets.
+
+        In a moment in which nobody is half way: who was accepted has to be served here, and the listener that a sender
+        waits for dials back to this node.
+        """
+        loop = asyncio.get_running_loop()
+        given_up = loop.time() + HANDING_OVER
+        handed = self._handed.get("data", ())
+        while handed and self._is_anybody_half_way() and loop.time() < given_up:  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+        for each in handed:
+            # Not closed: aiofastnet cuts a TLS handshake that is still going on when its server is.
+            loop.remove_reader(each.fileno())
+
+    def _is_anybody_half_way(self) -> bool:
+        return bool(self._frontend.arriving or self._frontend.heads or self.broker.waiting_senders)
 
     def hurry(self) -> None:
         """Wait for nobody any more: neither in `drain` nor, in `stop`, for listeners to answer their Close."""
