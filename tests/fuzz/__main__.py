@@ -66,17 +66,17 @@ def without_atheris(targets: Sequence[Target]) -> int:
 
 def run_apart(target: Target, seconds: int) -> bool:
     """Fuzz one target in a process of its own and print a line; False when an input broke a rule."""
-    learned, found = CACHE / target.name, CORPUS / target.name
+    learned, found = CACHE / target.name, CACHE / "found" / target.name
     learned.mkdir(parents=True, exist_ok=True)
     found.mkdir(parents=True, exist_ok=True)
     words = CACHE / f"{target.name}.dict"
     words.write_text("".join(f'"{escaped(word)}"\n' for word in target.words))
-    for number, seed in enumerate(target.seeds):
+    for number, seed in enumerate((*target.seeds, *(file.read_bytes() for file in target.found))):
         (learned / f"seed-{number}").write_bytes(seed)
     command = (
         *(sys.executable, "-m", "fuzz.guided", target.name),
         *(f"-max_total_time={seconds}", f"-max_len={LONGEST}", f"-dict={words}", "-timeout=20", "-rss_limit_mb=2048"),
-        *("-print_final_stats=1", f"-artifact_prefix={found}/", str(learned), str(found)),
+        *("-print_final_stats=1", f"-artifact_prefix={found}/", str(learned)),
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
@@ -86,8 +86,9 @@ def run_apart(target: Target, seconds: int) -> bool:
     print(f"{target.name:20}{summary}{'' if done.returncode == 0 else '   BROKEN'}", flush=True)
     if done.returncode:
         print(said[-6000:], file=sys.stderr, flush=True)
-    if not any(found.iterdir()):
-        found.rmdir()
+    for file in found.iterdir():
+        (CORPUS / target.name).mkdir(parents=True, exist_ok=True)
+        file.replace(CORPUS / target.name / file.name)
     return done.returncode == 0
 
 
