@@ -9,7 +9,7 @@ import random
 import pytest
 
 from e2e.quiet_node import look_at_clock, quiet_node
-from e2e.raw_websocket import BINARY, CLOSE, PING, PONG, RawWebSocket, encode, raw_pair
+from e2e.raw_websocket import BINARY, PING, PONG, RawWebSocket, encode, raw_pair
 from e2e.sdk_pair import sdk_pair
 from trunkline.protocol.errors import ConnectionLost
 from trunkline.protocol.limits import Preset
@@ -224,10 +224,10 @@ async def test_connection_whose_reader_is_slow_is_not_silent() -> None:
 
 
 @pytest.mark.loop("uvloop")
-async def test_close_code_that_must_not_be_sent_is_a_violation_of_whoever_sends_it(who: str) -> None:
+async def test_control_frame_that_is_too_long_is_a_violation_of_whoever_sends_it(who: str) -> None:
     async with quiet_node() as node, raw_pair(node) as pair:
         wrong, other = (pair.sender, pair.listener) if who == "sender" else (pair.listener, pair.sender)
-        await wrong.send(CLOSE, (1006).to_bytes(2, "big"))
+        await wrong.send(PING, bytes(126))
         assert (await wrong.receive()).close_code == 1002
         if who == "sender":
             assert (await other.receive()).close_code == 1001

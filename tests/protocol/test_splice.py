@@ -142,7 +142,7 @@ streams = st.lists(
         # Data of any kind, RSV bits and reserved opcodes too, pings often, pongs, reserved control opcodes.
         st.one_of(
             st.sampled_from((0x81, 0x82, 0x02, 0x00, 0x80)),
-            st.sampled_from((0x89, 0xC9)),
+            st.sampled_from((0x89, 0xC9)),  # the second with a reserved bit: it means nothing here
             st.integers(0, 255).filter(lambda first: not first & 0x08),
             st.sampled_from((0x8A, 0x8B, 0x8F, 0xFB)),
         ),
@@ -196,12 +196,12 @@ def test_both_ends_see_what_the_other_said_however_it_is_chunked(
             is_control = bool(first & 0x08)
             # At most about a hundred fragments: enough for every path, and quick.
             payload = source.randbytes(min(length, 125 - 4 if is_control else limit * 100))
-            if first & 0x0F == Opcode.PING:
+            if first == 0x89:
                 payload = b"%d-%d" % (side, number)
             arriving[side] += incoming(first, payload, source.randbytes(4))
-            if first & 0x0F == Opcode.PING:
+            if first == 0x89:
                 pings[side].append((len(arriving[side]), payload))
-            elif first & 0x0F != Opcode.PONG:
+            elif first != 0x8A:
                 expected[side] += cut_at(first, payload, limit)
             if not is_control:
                 counts[side][0] += first >> 7
@@ -404,8 +404,8 @@ def test_splice_ends_at_most_once_whatever_happens_and_sends_whole_frames_to_a_l
             left[leg] += toward(leg, actions)
     for leg in Side:
         frames, rest = leaving(left[leg])
-        assert all(first & 0x0F != Opcode.CLOSE for first, _ in frames[:-1]), "something was sent after a Close"
-        if frames and frames[-1][0] & 0x0F == Opcode.CLOSE:
+        assert all(first != 0x88 for first, _ in frames[:-1]), "something was sent after a Close"
+        if frames and frames[-1][0] == 0x88:
             assert rest == b""
         if end is not None and not aborts(end)[leg] and not is_lost[leg]:
             assert rest == b"", "a leg is closed inside a frame"
@@ -653,6 +653,38 @@ def test_close_cut_anywhere_is_the_same_close() -> None:
         assert lane.close == close_payload(1000, "because")
 
 
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"a", close_payload(1005), close_payload(0), close_payload(2999), close_payload(65_535), b"\x03\xe8\xff"],
+    ids=["none", "one byte", "1005", "0", "2999", "65535", "reason that is not UTF-8"],
+)
+@pytest.mark.parametrize("side", Side)
+def test_close_goes_on_whatever_it_says_and_the_other_end_judges_it(side: Side, payload: bytes) -> None:
+    splice = make_splice()
+    actions = splice.receive(side, incoming(0x88, payload), 101.0)
+    assert whole(toward(side.other, actions)) == [(0x88, payload)]
+    assert toward(side, actions) == b""
+    assert splice.ended is None and splice.is_half_closed
+    actions = splice.receive(side.other, close_frame(1002, "no such code"), 102.0)
+    assert only_close(toward(side, actions)) == (1002, "no such code")
+    assert actions.end == End("closed (1002)", Cause.CLOSED)
+
+
+@pytest.mark.parametrize("payload", [b"", b"a"])
+def test_end_by_a_close_without_a_code_says_so(payload: bytes) -> None:
+    splice = make_splice()
+    splice.receive(SENDER, close_frame(1000), 101.0)
+    assert splice.receive(LISTENER, incoming(0x88, payload), 102.0).end == End("closed (no code)", Cause.CLOSED)
+
+
+@pytest.mark.parametrize("first", [0xC8, 0xC9, 0xCA, 0x9A, 0xA8, 0x8B])
+def test_control_frame_with_a_reserved_bit_or_opcode_goes_on_and_means_nothing_here(first: int) -> None:
+    splice = make_splice()
+    actions = splice.receive(SENDER, incoming(first, b"\x03\xe8"), 101.0)
+    assert (whole(toward(LISTENER, actions)), toward(SENDER, actions)) == ([(first, b"\x03\xe8")], b"")
+    assert not splice.is_half_closed
+
+
 # --- violations ---
 
 WRONG = {
@@ -663,10 +695,8 @@ WRONG = {
     "endless pong": (b"\x8a\xff" + b"\x7f" * 8 + KEY, 1002, "at most 125"),
     "ping without FIN": (incoming(0x09, b"a"), 1002, "fragmented"),
     "reserved control without FIN": (incoming(0x0B, b"a"), 1002, "fragmented"),
-    "close of one byte": (incoming(0x88, b"a"), 1002, "one byte"),
-    "close with 1005": (close_frame(1005), 1002, "1005"),
-    "close with 2999": (close_frame(2999), 1002, "2999"),
-    "close without UTF-8": (incoming(0x88, b"\x03\xe8\xff"), 1002, "UTF-8"),
+    "long close": (b"\x88\xfe\x00\x7e" + KEY, 1002, "126 bytes"),
+    "close without FIN": (incoming(0x08, b"\x03\xe8"), 1002, "fragmented"),
     "frame over the limit": (encode_head(0x82, 129, masked=True) + KEY, 1009, "129 bytes; at most 128"),
 }
 

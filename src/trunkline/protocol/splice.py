@@ -4,8 +4,10 @@
     bytes from the listener -> Lane -> bytes to the sender
 
 Both legs are clients of the relay, so every frame comes in masked and goes out unmasked. Beyond that a frame keeps
-its opcode, FIN, reserved bits and place: reserved opcodes, broken fragments and text that is not UTF-8 are for the
-ends to judge, as they would without a relay between them. What the relay does itself:
+its opcode, FIN, reserved bits and place: reserved opcodes and bits, broken fragments, text that is not UTF-8 and
+whatever a Close says are for the ends to judge, as they would without a relay between them. The relay itself refuses
+only what it cannot pass on: a frame without mask, of 2^63 bytes, or a control frame that is long or fragmented. What
+else it does:
 
 - *Cut-through.* Bytes leave as they arrive; a lane holds at most one frame head or control frame.
 - *The frame limit.* A longer frame leaves as fragments (the Java client refuses a frame over 64 KiB), or ends the
@@ -40,7 +42,6 @@ from trunkline.protocol.frames import (
     encode_frame,
     encode_head,
     mask_bytes,
-    parse_close,
     read_header,
     rotate,
 )
@@ -49,6 +50,9 @@ from trunkline.protocol.limits import Limits
 # The two bytes that begin an unmasked frame, by first byte and length: cheaper than making them. 126 says that the
 # length follows in two bytes (RFC 6455 section 5.2).
 _HEADS = tuple(tuple(bytes((first, length)) for length in range(127)) for first in range(256))
+
+# The first bytes of the control frames that mean something here.
+_CLOSE, _PING, _PONG = FIN | Opcode.CLOSE, FIN | Opcode.PING, FIN | Opcode.PONG
 
 # Whether a frame is a control frame, by its first byte.
 _IS_CONTROL = tuple(bool(first & CONTROL_BIT) for first in range(256))
@@ -296,19 +300,18 @@ class Lane:
             return -1
         assert header.mask is not None
         payload = self._masker(data[start:stop], header.mask)
-        opcode = header.first & 0x0F
-        if opcode == Opcode.PING:
+        if header.first == _PING:
             # Only the newest of several is answered (RFC 6455 section 5.5.3): a flood of them costs nothing.
             self.ping = payload
-        elif opcode == Opcode.CLOSE:
-            parse_close(payload)
+            return stop
+        if header.first == _PONG:
+            return stop
+        # A Close goes on whatever it says, and so does what only an end may judge: a reserved opcode or bit.
+        out.append(_HEADS[header.first][header.length])
+        out.append(payload)
+        if header.first == _CLOSE:
             self.close = payload
-            out.append(_HEADS[header.first][header.length])
-            out.append(payload)
             return -1
-        elif opcode != Opcode.PONG:
-            out.append(_HEADS[header.first][header.length])
-            out.append(payload)
         return stop
 
     def pong(self, payload: bytes) -> bytes:
@@ -408,8 +411,8 @@ class Splice:
         if lane.close is not None and self._half_closed_at is None:
             self._half_closed_at = now
         elif lane.close is not None and self.lanes[side.other].close is not None:
-            code = parse_close(lane.close).code
-            end = self._end(End(f"closed ({code or 'no code'})", Cause.CLOSED))
+            code = int.from_bytes(lane.close[:2], "big") if len(lane.close) > 1 else "no code"
+            end = self._end(End(f"closed ({code})", Cause.CLOSED))
         return self._toward(side, back, out, end)
 
     def lost(self, side: Side) -> Actions:
