@@ -166,6 +166,7 @@ class Link:
         self._half_open = False
         # Carries bytes; None until it begins.
         self._task: asyncio.Task[None] | None = None
+        self._closing = False
 
     def __repr__(self) -> str:
         return f"<Link {'closed' if self.closed.is_set() else 'open'} {self.to_server!r} {self.to_client!r}>"
@@ -208,6 +209,7 @@ class Link:
 
     def close(self) -> None:
         """End both sides: with a FIN, or as `reset` prepared it."""
+        self._closing = True
         if self._task is not None:
             self._task.cancel()
 
@@ -215,6 +217,8 @@ class Link:
         """Carry bytes until both directions have ended, or one end was reset."""
         self._task = asyncio.current_task()
         try:
+            if self._closing:
+                return
             async with asyncio.TaskGroup() as ways:
                 ways.create_task(self.to_server.run())
                 ways.create_task(self.to_client.run())

@@ -139,6 +139,14 @@ async def test_reset_behind_so_many_bytes_reaches_both_ends() -> None:
         assert network.open_links == []
 
 
+async def test_link_can_be_reset_before_its_first_byte() -> None:
+    async with connected(prepare=lambda link: link.to_server.after(0, link.reset)) as (_, link, client, server):
+        for sock in (client, server):
+            with pytest.raises(ConnectionResetError):
+                await receive(sock)
+        await link.closed.wait()
+
+
 async def test_reset_by_one_end_is_passed_on() -> None:
     async with connected() as (_, link, client, server):
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

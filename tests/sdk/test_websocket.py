@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
+import struct
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -144,6 +146,45 @@ async def test_reset_before_the_answer_is_lost() -> None:
 
     async with RelayStub() as relay:
         assert isinstance(await failed(relay, reset), ConnectionLost)
+
+
+async def test_end_in_the_tls_handshake_is_lost_and_says_so() -> None:
+    loop = asyncio.get_running_loop()
+    told: list[str] = []
+    loop.set_exception_handler(lambda _, context: told.append(context["message"]))  # aiofastnet tells the loop as well
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+
+        async def accept_and_end() -> None:
+            peer, _ = await loop.sock_accept(listening)
+            await loop.sock_recv(peer, 65_536)
+            peer.close()
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(accept_and_end())
+            with pytest.raises(ConnectionLost, match="closed in the TLS handshake"):
+                await dial(f"wss://127.0.0.1:{listening.getsockname()[1]}/$hc/orders", timeout=5)
+    assert set(told) <= {"SSL handshake failed"}
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 1", b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: "])
+async def test_reset_in_the_moment_of_the_answer_is_lost(answer: bytes) -> None:
+    """uvloop finds both at once, and tells of the bytes alone."""
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+
+        async def answer_and_reset() -> None:
+            peer, _ = await loop.sock_accept(listening)
+            await loop.sock_recv(peer, 65_536)
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.send(answer)
+            peer.close()
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(answer_and_reset())
+            with pytest.raises((ConnectionLost, ConnectionResetError)):
+                await dial(f"ws://127.0.0.1:{listening.getsockname()[1]}/$hc/orders", timeout=5)
 
 
 async def test_slow_answer_times_out_and_ends_tcp() -> None:

@@ -68,6 +68,8 @@ TLS_SHUTDOWN_TIMEOUT = 3.0
 # tcpi_unacked (segments) and tcpi_last_ack_recv (milliseconds) of Linux' struct tcp_info (linux/tcp.h): eight bytes,
 # then words, of which these are the fifth and the thirteenth.
 _TCP_INFO = struct.Struct("=24xI28xI")
+# The first byte of it: the state of a connection that is gone (tcp_states.h).
+_TCP_CLOSED = 7
 
 #: Sent on listen and connect as the .NET client does, so that an operator sees who is there.
 USER_AGENT = f"trunkline/{__version__} ({platform.system()}; Python {platform.python_version()})"
@@ -127,6 +129,8 @@ class Link(asyncio.Protocol):
         self._drained: asyncio.Future[None] | None = None
         self._abort_timer: Timer | None = None
         self._failure: Exception | None = None
+        # On uvloop under Linux the socket, to be asked about what uvloop does not tell: see `_look_for_reset`.
+        self._socket: socket.socket | None = None
         #: Resolved when the transport is gone, however that came.
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -234,8 +238,12 @@ class Link(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         # uvloop's own low-water mark is 16 bytes: every drain would empty the pipe.
         self._transport.set_write_buffer_limits(high=WRITE_HIGH_WATER, low=WRITE_LOW_WATER)
+        if sys.platform == "linux" and type(asyncio.get_running_loop()).__module__.startswith("uvloop"):
+            self._socket = cast(socket.socket | None, transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
+        if self._socket is not None:
+            self._look_for_reset(self._socket)
         if self._receiver is not None:
             self._receiver.data_received(data)
             return
@@ -251,6 +259,14 @@ class Link(asyncio.Protocol):
         else:
             return
         self.pause_reading()  # until `start`; what still comes is kept
+
+    def _look_for_reset(self, connection: socket.socket) -> None:
+        """Cut TCP when the peer has reset it in the same moment as it sent what is being read now.
+
+        uvloop does not tell of such a reset: it never looks at the socket again (uv_poll of libuv stops at an error).
+        """
+        if connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSED:
+            asyncio.get_running_loop().call_soon(self.abort)
 
     def eof_received(self) -> bool:
         return False  # a WebSocket that ends without Close is over: nothing can be sent on it
@@ -342,6 +358,12 @@ async def dial(
             raise
         through = f" through the proxy {via}" if via is not None else ""
         raise TimeoutError(f"No WebSocket to {uri.host}:{uri.port}{through} within {timeout:g} s") from None
+    except ConnectionResetError as error:
+        link.abort()
+        if error.args:
+            raise
+        # How aiofastnet tells of an end in the middle of a TLS handshake.
+        raise ConnectionLost("The connection was closed in the TLS handshake") from error
     except BaseException:
         link.abort()
         raise

@@ -408,9 +408,8 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         self._frontend.serve(self._exchange)
 
     def look(self) -> None:
-        """Cut it when its peer has left unseen while it waits for its answer."""
-        if self._exchange is None or self._transport is None or not (self._was_read or self._paused):
-            # Without a whole head its deadline is near.
+        """Cut it when its peer has left unseen, in the middle of its head or while it waits for its answer."""
+        if self._transport is None or not (self._was_read or self._paused):
             return
         self._was_read = False
         if is_lost(self._transport, or_ended=self._paused):
