@@ -58,7 +58,7 @@ _ADDRESS_LIMIT = 1024
 _TRACKING_ID = re.compile(r"TrackingId:\s*([^\s,;]+)", re.ASCII)
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """``text`` without anything that could end a line, move a cursor or fail to encode."""
     if text.isprintable():
         return text
@@ -71,7 +71,7 @@ def clean_phrase(text: str) -> str:
     Line ends and other white space become a space, what cannot be shown or is not Latin-1 becomes ``?``.
     The text is not shortened: clients of Azure Relay read it whole.
     """
-    return _one_line(text).encode("latin-1", "replace").decode("latin-1").strip()
+    return one_line(text).encode("latin-1", "replace").decode("latin-1").strip()
 
 
 class RelayError(Exception):
@@ -123,8 +123,8 @@ class RelayError(Exception):
 
         When both do not fit, the message is cut, not the id (an id too long by itself is cut too).
         """
-        tail = f"TrackingId:{_one_line(tracking_id)}".encode()[:CLOSE_REASON_LIMIT]
-        head = _one_line(self.message).rstrip(". ").encode()
+        tail = f"TrackingId:{one_line(tracking_id)}".encode()[:CLOSE_REASON_LIMIT]
+        head = one_line(self.message).rstrip(". ").encode()
         room = max(CLOSE_REASON_LIMIT - len(tail) - len(b". "), 0)
         whole = head[:room] + b". " + tail if room else tail
         return whole.decode(errors="ignore")  # "ignore" drops a character that was cut in half

@@ -6,6 +6,9 @@
     entities/     the product's nouns, where they are kept, and who may do what
     config/       settings of a node and the declarative file
     tls           certificates: from files, or from the node's own development authority
+    metrics       what is counted: one table, and plain integers
+    exposition    the metrics as Prometheus reads them
+    logs          what is told: one table of operations, lines for people or JSON
     spare_memory  gives memory back to the system after a flood
     status        health and readiness
 

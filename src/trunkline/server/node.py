@@ -24,13 +24,14 @@ import contextlib
 import errno
 import itertools
 import logging
+import platform
 import random
 import secrets
 import socket
 import ssl
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -38,9 +39,11 @@ from typing import Any, Self, cast
 
 import aiofastnet
 
+from trunkline._version import __version__
 from trunkline.protocol.errors import InvalidSetting, ServerBusy
 from trunkline.protocol.frames import Masker, mask_bytes
 from trunkline.protocol.limits import resolve
+from trunkline.server import exposition, metrics
 from trunkline.server.admin.doors import bind_socket, socket_path, token_of
 from trunkline.server.admin.routes import Admin
 from trunkline.server.config.declarative import Declaration
@@ -51,14 +54,18 @@ from trunkline.server.entities.authorization import Authorizer
 from trunkline.server.entities.catalog import Catalog, CatalogChange
 from trunkline.server.entities.sqlite import SqliteStore
 from trunkline.server.entities.store import EntityStore
+from trunkline.server.exposition import Exposition, Sample, Snapshot, snapshot
+from trunkline.server.metrics import Tallies
+from trunkline.server.relay import readings
 from trunkline.server.relay.admission import Admission
 from trunkline.server.relay.broker import Broker
 from trunkline.server.relay.frontend import Frontend
+from trunkline.server.relay.journal import Journal
 from trunkline.server.relay.listeners import LocalDirectory
 from trunkline.server.relay.sockets import TLS_READ_SIZE, has_descriptors, lengthen_backlog
 from trunkline.server.relay.splicing import Splicing
 from trunkline.server.spare_memory import SpareMemory
-from trunkline.server.status import Phase
+from trunkline.server.status import Answer, Phase
 from trunkline.server.tls import Certificates
 
 try:
@@ -169,6 +176,9 @@ class Node:
         self._clock = asyncio.get_running_loop().time
         authorizer = Authorizer(self.catalog)
         self.directory = LocalDirectory(clock=self._clock, chance=random.Random(secrets.randbits(64)))
+        self.tallies = Tallies()
+        self.journal = Journal(self.tallies, self.catalog, stopwatch=time.perf_counter, wall_clock=time.time)
+        self.exposition = Exposition(self.measure)
         self.splicing = Splicing(clock=self._clock, masker=_masker)
         admission = Admission(self.catalog, authorizer, wall_clock=time.time, new_guid=lambda: str(uuid.uuid4()))
         self.broker = Broker(
@@ -179,6 +189,7 @@ class Node:
             spawn=self._tasks.spawn,
             clock=self._clock,
             wall_clock=time.time,
+            journal=self.journal,
             new_secret=lambda: secrets.token_urlsafe(24),
             new_id=_short_ids(),
             new_phase=random.random,
@@ -190,7 +201,7 @@ class Node:
             self.broker.serve,
             self._clock,
             has_room=partial(has_descriptors, kept),
-            phrase=admission.early_phrase,
+            phrase=self.broker.unread,
         )
         # The two doors of the admin port: the port itself, and the Unix socket. Made when the node starts.
         self._admin: list[Frontend] = []
@@ -248,7 +259,7 @@ class Node:
             splicing=self.splicing,
             phase=lambda: self.phase,
             counts=self.counts,
-            metrics=None,
+            metrics=self._metrics,
             spawn=self._tasks.spawn,
             clock=self._clock,
             wall_clock=time.time,
@@ -380,6 +391,22 @@ class Node:
             "handshakes": self._frontend.handshakes,
         }
 
+    def measure(self) -> Snapshot:
+        """Every metric as it is now."""
+        return snapshot(self.tallies, self._held())
+
+    def _held(self) -> Iterator[Sample]:
+        yield from readings.held(self.catalog, self.broker, self.directory, self.splicing, time.time())
+        yield metrics.HANDSHAKES, (), self._frontend.handshakes
+        yield metrics.HELD_REFUSALS, (), self.broker.held_refusals
+        if self._certificates is not None:
+            yield metrics.CERTIFICATE_EXPIRY, (), self._certificates.ends
+        loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
+        yield metrics.BUILD_INFO, (__version__, platform.python_version(), loop), 1
+
+    async def _metrics(self) -> Answer:
+        return Answer(200, await self.exposition.text(), exposition.CONTENT_TYPE)
+
     def _changed(self, change: CatalogChange) -> None:
         self.broker.changed(change)
 
@@ -393,7 +420,9 @@ class Node:
             self._look_at_memory,
         )
         while True:
+            before = time.perf_counter()
             await asyncio.sleep(self._tick)
+            self.tallies.node.observe(metrics.LOOP_LAG, max(0.0, time.perf_counter() - before - self._tick))
             for look in looks:
                 try:
                     look(self._clock())

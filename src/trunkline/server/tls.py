@@ -193,12 +193,18 @@ class FileCertificates:
 
     def __init__(self, files: TlsFiles) -> None:
         self._files = files
+        self._ends = 0.0
         self.context = _new_context()
         self.reload()
 
     def check(self, files: TlsFiles) -> None:
         """Raises InvalidSetting when these files could not be used; takes nothing."""
         _load(files, _new_context())
+
+    @property
+    def ends(self) -> float:
+        """When the certificate ends, in seconds since the epoch."""
+        return self._ends
 
     def reload(self, files: TlsFiles | None = None) -> None:
         """Takes its files, or others, as they are now.
@@ -209,6 +215,9 @@ class FileCertificates:
         self.check(files)  # a pair that does not fit would leave half of it on the live context
         _load(files, self.context)
         self._files = files
+        # The first one is that of the node. Those behind it are not its business: it cannot renew them.
+        leaf = x509.load_pem_x509_certificates(files.certificate.read_bytes())[0]
+        self._ends = leaf.not_valid_after_utc.timestamp()
 
 
 def _load(files: TlsFiles, context: ssl.SSLContext) -> None:
@@ -242,6 +251,11 @@ class DevelopmentCertificates:
         self._ends = datetime.min.replace(tzinfo=UTC)
         self.context = _new_context()
         self.take_names()
+
+    @property
+    def ends(self) -> float:
+        """When the certificate ends, in seconds since the epoch."""
+        return self._ends.timestamp()
 
     def take_names(self) -> None:
         """Makes a new certificate when there is a new name."""
@@ -291,6 +305,11 @@ class Certificates:
     def context(self) -> ssl.SSLContext:
         """For the server's sockets; stays the same while certificates come and go."""
         return self._source.context
+
+    @property
+    def ends(self) -> float:
+        """When the certificate that clients see ends, in seconds since the epoch."""
+        return self._source.ends
 
     def check(self, settings: TlsSettings) -> None:
         """Raises InvalidSetting when these settings, of the same kind, could not be taken; takes nothing."""

@@ -51,6 +51,10 @@ class Doors:
         return rows
 
 
+async def _metrics() -> Answer:
+    return Answer(200, b"up 1\n", "text/plain")
+
+
 @asynccontextmanager
 async def doors(
     relay: Relay | None = None, *, host: str = "127.0.0.1", metrics: bool = True, phase: Phase = Phase.READY
@@ -64,7 +68,7 @@ async def doors(
             splicing=relay.splicing,
             phase=lambda: phase,
             counts=relay.directory.counts,
-            metrics=(lambda: Answer(200, b"up 1\n", "text/plain")) if metrics else None,
+            metrics=_metrics if metrics else None,
             spawn=relay._spawn,
             clock=relay.clock,
             wall_clock=relay.wall_clock,

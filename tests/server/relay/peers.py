@@ -39,9 +39,11 @@ from trunkline.server.entities.model import (
     to_document,
 )
 from trunkline.server.entities.store import Change, Document
+from trunkline.server.metrics import Tallies
 from trunkline.server.relay.admission import Admission
 from trunkline.server.relay.broker import Broker
 from trunkline.server.relay.frontend import Frontend, FrontendProtocol
+from trunkline.server.relay.journal import Journal
 from trunkline.server.relay.listeners import LocalDirectory
 from trunkline.server.relay.splicing import Splicing
 
@@ -373,6 +375,8 @@ class Relay:
         self.catalog = Catalog(domain="localhost")
         self.authorizer = Authorizer(self.catalog)
         self.directory = LocalDirectory(clock=self.clock, chance=random.Random(1))
+        self.tallies = Tallies()
+        self.journal = Journal(self.tallies, self.catalog, stopwatch=self.clock, wall_clock=self.wall_clock)
         self.splicing = Splicing(clock=self.clock, masker=mask_bytes)
         self._count = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -387,13 +391,14 @@ class Relay:
             spawn=self._spawn,
             clock=self.clock,
             wall_clock=self.wall_clock,
+            journal=self.journal,
             new_secret=lambda: self._unique("secret-{}"),
             new_id=lambda: self._unique("id-{}"),
             new_phase=lambda: 0.0,
             masker=mask_bytes,
             public_url=public_url,
         )
-        self.frontend = Frontend(self.broker.serve, self.clock)
+        self.frontend = Frontend(self.broker.serve, self.clock, phrase=self.broker.unread)
         self.serving = Serving(self.frontend, tls)
         self._revision = 0
         self._peers: list[Peer] = []

@@ -890,7 +890,7 @@ async def test_no_secret_is_in_the_log_or_in_what_objects_show(caplog: pytest.Lo
         text = caplog.text + "".join(shown)
         for hidden in ("sig=", "root-key", "private", f"rendezvous={secret}", "SharedAccessSignature"):
             assert hidden not in text, hidden
-        assert "refused <Exchange GET '/$hc/orders' open> from 127.0.0.1: InvalidSignature" in text
+        assert "refused sender at sb://myRelayNS/orders from 127.0.0.1: 401 InvalidSignature" in text
 
 
 @pytest.mark.loop("uvloop")

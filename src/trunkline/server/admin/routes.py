@@ -66,7 +66,7 @@ class Admin:
         splicing: Splicing,
         phase: Callable[[], Phase],
         counts: Callable[[], Mapping[str, int]],
-        metrics: Callable[[], Answer] | None,
+        metrics: Callable[[], Awaitable[Answer]] | None,
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
@@ -132,7 +132,7 @@ class Admin:
     # -- who is connected
 
     async def _get_metrics(self, query: Query, what: str) -> Answer:
-        return _error(404, "this node has no metrics") if self._metrics is None else self._metrics()
+        return _error(404, "this node has no metrics") if self._metrics is None else await self._metrics()
 
     async def _get_listeners(self, query: Query, what: str) -> Answer:
         standings = await self._broker.directory.standings()

@@ -8,6 +8,8 @@
     control_channel  tells the listener; keeps its control channel
     splicing         the established connection
     legs             its two WebSockets
+    journal          counts and tells what the broker says has happened
+    readings         what all of them hold now, as metrics
     sockets          what all of them share with the system: the receive buffer, keepalive, lost peers, descriptors
 
 Nothing here reads the store: what may happen is decided from the catalog in memory, and a change of the catalog

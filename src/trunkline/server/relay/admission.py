@@ -75,6 +75,18 @@ class Admitted:
         return f"{self.namespace.name}/{self.entity.name}"
 
 
+@dataclass(slots=True)
+class Subject:
+    """What a request is about, as far as it was understood: for whoever counts and tells its refusal."""
+
+    tracking_id: str
+    # None until the target was read.
+    action: Action | None = None
+    # None where there is none.
+    namespace: Namespace | None = None
+    entity: HybridConnection | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Arrival:
     """A listener at a rendezvous address: the URL is its right."""
@@ -107,12 +119,14 @@ class Admission:
         self._new_guid = new_guid
 
     def admit(self, exchange: Exchange) -> Admitted | Arrival:
-        """Decide about one request.
+        """Decide about one request; `exchange.subject` says afterwards what it is about.
 
         Raises:
             RelayError: it is refused; `tracking_id` is set, for the answer and the log.
         """
-        tracking_id = self._new_guid()
+        # The same one when it is asked again.
+        tracking_id = exchange.subject.tracking_id if exchange.subject is not None else self._new_guid()
+        exchange.subject = subject = Subject(tracking_id)
         try:
             target = parse_target(exchange.head.target)
             if isinstance(target, HttpTarget):
@@ -121,15 +135,16 @@ class Admission:
                 raise InvalidRequest("HTTP requests are not relayed here: connect a WebSocket to /$hc/ and the path")
             if not exchange.head.is_websocket:
                 raise NotAWebSocket
-            tracking_id = tracking_id_of(target.id) or tracking_id
+            subject.action = target.action
+            subject.tracking_id = tracking_id = tracking_id_of(target.id) or tracking_id
             if target.action in (Action.ACCEPT, Action.REQUEST):
                 return Arrival(target, tracking_id)
-            return self._admit(exchange.head, target, tracking_id)
+            return self._admit(exchange.head, target, subject)
         except RelayError as error:
             error.tracking_id = tracking_id
             raise
 
-    def _admit(self, head: RequestHead, target: RelayTarget, tracking_id: str) -> Admitted:
+    def _admit(self, head: RequestHead, target: RelayTarget, subject: Subject) -> Admitted:
         authority = head.get("Host") or ""
         host, _ = split_authority(authority)
         # Given whole: an IPv6 address without its brackets could not be told from a host with a port.
@@ -137,6 +152,7 @@ class Admission:
         if namespace is None:
             raise EndpointNotFound(f"Endpoint does not exist: no namespace of this relay is called {host}")
         entity, suffix = self._entity(namespace, target)
+        subject.namespace, subject.entity = namespace, entity
         limits = self._catalog.limits(namespace, entity)
         right = Right.LISTEN if target.action is Action.LISTEN else Right.SEND
         anonymous = right is Right.SEND and entity is not None and not limits.requires_client_authorization
@@ -169,7 +185,7 @@ class Admission:
             namespace,
             entity,
             limits,
-            tracking_id,
+            subject.tracking_id,
             grant,
             suffix="" if listens else suffix,
             query="" if listens else target.query,
@@ -243,13 +259,18 @@ class Admission:
 
     def phrase(self, exchange: Exchange, error: RelayError) -> str:
         """The reason phrase of an error: one line that says what, which endpoint, when, and the tracking id."""
-        host = exchange.head.get("Host") or "unknown"
-        path = "/" + _FRONT.sub("", exchange.head.target.partition("?")[0], count=1)
         return error.reason_phrase(
             tracking_id=error.tracking_id or self._new_guid(),
-            address=clean_phrase(f"sb://{host}{path}"),
+            address=address_of(exchange),
             now=self._wall_clock(),
         )
+
+
+def address_of(exchange: Exchange) -> str:
+    """What was asked for, as errors name it: `sb://host/path`, printable, without a query."""
+    host = exchange.head.get("Host") or "unknown"
+    path = "/" + _FRONT.sub("", exchange.head.target.partition("?")[0], count=1)
+    return clean_phrase(f"sb://{host}{path}")
 
 
 def find_token(head: RequestHead, target: RelayTarget) -> tuple[str | None, str | None]:

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
@@ -29,7 +30,6 @@ from trunkline.protocol.errors import (
     RelayError,
     RendezvousNotFound,
     ServerBusy,
-    clean_phrase,
 )
 from trunkline.protocol.frames import Masker
 from trunkline.protocol.messages import RemoteEndpoint
@@ -45,6 +45,7 @@ from trunkline.server.relay.control_channel import ControlChannel
 from trunkline.server.relay.control_channel import Facts as ChannelFacts
 from trunkline.server.relay.frontend import Exchange
 from trunkline.server.relay.held_refusals import Fate, HeldRefusals
+from trunkline.server.relay.journal import Journal
 from trunkline.server.relay.listeners import ListenerDirectory, Offer, Placement
 from trunkline.server.relay.splicing import Connection, Splicing
 from trunkline.server.relay.splicing import Facts as ConnectionFacts
@@ -63,6 +64,7 @@ class Broker:
         spawn: runs a coroutine to its end, in a task that somebody keeps.
         clock: seconds, monotonic.
         wall_clock: seconds since the epoch.
+        journal: counts and tells what happens.
         new_secret: makes the secret of a rendezvous: url-safe, without "=", 128 random bits or more.
         new_id: makes the short name of a control channel or a connection, unique within the node; it is no secret.
         new_phase: 0 up to 1, at random; spreads pings.
@@ -80,6 +82,7 @@ class Broker:
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
+        journal: Journal,
         new_secret: Callable[[], str],
         new_id: Callable[[], str],
         new_phase: Callable[[], float],
@@ -93,6 +96,7 @@ class Broker:
         self._spawn = spawn
         self._clock = clock
         self._wall_clock = wall_clock
+        self.journal = journal
         self._new_secret = new_secret
         self._new_id = new_id
         self._new_phase = new_phase
@@ -117,6 +121,10 @@ class Broker:
     def waiting_senders(self) -> int:
         """Senders whose handshake is not answered yet."""
         return len(self._meetings)
+
+    def waiting_by_entity(self) -> Counter[str]:
+        """How many of them there are for each entity."""
+        return Counter(meeting.offer.entity for meeting in self._meetings.values())
 
     def serve(self, exchange: Exchange) -> None:
         """Take a request whose head is whole."""
@@ -144,14 +152,14 @@ class Broker:
             case Fate.ANSWER:
                 self.refuse(exchange, error)
             case Fate.HOLD:
-                self._log_refusal(exchange, error, " (answered later)")
+                self.journal.refused(exchange, error, " (answered later)")
                 # Without the traceback, whose frames would keep the request head.
                 error.with_traceback(None)
                 refusal.phrase = self._admission.phrase(exchange, error)
                 exchange.on_left = partial(self._held.left, refusal)
                 exchange.hold()
             case Fate.DISMISS:
-                # Not in the log, or a flood would be one there too.
+                self.journal.refused(exchange, error)
                 exchange.refuse(error, self._admission.phrase(exchange, error), linger=False)
 
     def _answer_held(self, refusals: list[_Refusal]) -> None:
@@ -165,12 +173,13 @@ class Broker:
 
     def refuse(self, exchange: Exchange, error: RelayError) -> None:
         """Answer with an error."""
-        self._log_refusal(exchange, error)
+        self.journal.refused(exchange, error)
         self._admission.refuse(exchange, error)
 
-    def _log_refusal(self, exchange: Exchange, error: RelayError, when: str = "") -> None:
-        # On one line, whatever the peer wrote into its address.
-        log.info("refused %r from %s%s: %s", exchange, exchange.remote[0], when, clean_phrase(str(error)))
+    def unread(self, error: RelayError) -> str:
+        """The reason phrase for a peer whose request could not be read; the refusal is counted."""
+        self.journal.unread(error)
+        return self._admission.early_phrase(error)
 
     # -- listen
 
@@ -182,6 +191,7 @@ class Broker:
 
         def stop_waiting() -> None:
             task.cancel()
+            self.journal.listener_left(admitted)
 
         exchange.on_left = stop_waiting
 
@@ -239,32 +249,19 @@ class Broker:
         )
         self.channels.add(channel)
         exchange.upgrade(channel, subprotocol=_first(exchange.head.tokens("Sec-WebSocket-Protocol")))
-        log.info(
-            "listener %s on %s from %s by rule %s%s",
-            facts.tracking_id,
-            facts.path,
-            facts.remote[0],
-            facts.grant.rule,
-            ", parked" if channel.registration.parked else "",
-        )
+        self.journal.listener_registered(channel)
 
     def _renew(self, channel: ControlChannel, token: str) -> None:
         try:
             grant = self._admission.renew(channel.facts.entity, channel.facts.host, token)
         except RelayError as error:
+            self.journal.renewal_refused(channel, error)
             channel.refused(error)
         else:
             channel.renewed(grant, self._on_clock(grant.expires_at))
 
     def _listener_ended(self, channel: ControlChannel, ended: core.Ended) -> None:
-        facts = channel.facts
-        log.info(
-            "listener %s on %s ended after %.1f s: %s",
-            facts.tracking_id,
-            facts.path,
-            self._wall_clock() - facts.opened_at,
-            clean_phrase(ended.reason) or f"closed ({ended.code or 'no code'})",
-        )
+        self.journal.listener_ended(channel, ended)
         if channel.registration is not None:
             self.spawn(self.directory.unregister(channel.registration))
         if ended.loss and channel.machine.limits.on_listener_loss == "teardown":
@@ -328,21 +325,8 @@ class Broker:
         return self._splicing.join(facts, offer.limits, partial(self._ended, ticket=offer.ticket))
 
     def _ended(self, connection: Connection, *, ticket: str) -> None:
-        facts = connection.facts
-        end = connection.splice.ended
-        to_listener, to_sender = connection.splice.lanes
-        log.info(
-            "connection %s on %s ended after %.1f s, %d messages (%d bytes) to the listener, %d (%d) to the sender: %s",
-            facts.tracking_id,
-            facts.path,
-            self._clock() - connection.started_at,
-            to_listener.messages,
-            to_listener.bytes,
-            to_sender.messages,
-            to_sender.bytes,
-            clean_phrase(end.reason) if end else "",
-        )
-        self.spawn(self.directory.release(ticket, facts.entity))
+        self.journal.ended(connection, self._clock() - connection.started_at)
+        self.spawn(self.directory.release(ticket, connection.facts.entity))
 
     def change_secret(self, meeting: Meeting) -> str:
         """Give a waiting sender another address; the one before leads nowhere from now on."""
@@ -361,6 +345,9 @@ class Broker:
     def changed(self, change: CatalogChange) -> None:
         """An entity came, went or changed: end what lost its ground."""
         before, after = change.before, change.after
+        if before is not None and after is None:
+            # First, so that what ends with the entity is counted where there is none.
+            self.journal.entity_deleted(before.key)
         if isinstance(before, HybridConnection):
             gone = after is None or (isinstance(after, HybridConnection) and not after.enabled and before.enabled)
             if gone:
@@ -425,6 +412,7 @@ class Broker:
         dismissed = self._held.take_dismissed()
         if dismissed:
             log.warning("%d more who failed to authenticate were refused at once: too many are held already", dismissed)
+        self.journal.tick()
 
     async def close_channels(self, error: RelayError, *, timeout: float) -> None:
         """Close every control channel and wait for their listeners, at most `timeout` seconds; connections stay.
@@ -496,6 +484,8 @@ class Meeting:
         # The directory is being told that the listener did not come.
         self._expiring = False
         self._connection: Connection | None = None
+        # On the journal's stopwatch: since when the sender waits, and since when the listener knows.
+        self._began = self._told = broker.journal.stopwatch()
 
     def __repr__(self) -> str:
         return f"<Meeting {self._machine!r}>"
@@ -504,6 +494,7 @@ class Meeting:
 
     def start(self) -> None:
         """Look for a listener."""
+        self._broker.journal.sender_waits(self.admitted, self.exchange)
         self.exchange.on_left = self._sender_left
         self._run(self._machine.start())
 
@@ -519,6 +510,7 @@ class Meeting:
             now=self._broker.now(),
         )
         if self._machine.over and placement is not None:
+            self._broker.journal.listener_came(self.admitted, self._since(self._told))
             self._broker.spawn(self._broker.directory.came(placement))
         self._run(commands)
 
@@ -541,9 +533,13 @@ class Meeting:
     def _sender_left(self) -> None:
         self._run(self._machine.sender_left(self._broker.now()))
         self._broker.over(self, joined=False)
+        self._broker.journal.sender_left(self.admitted, self._since(self._began))
 
     async def _expire(self) -> None:
         placement, self._placement = self._placement, None
+        if placement is not None:
+            waited = self._since(self._told)
+            self._broker.journal.listener_did_not_come(self.admitted, self.exchange, placement.listener, waited)
         deposed = await self._broker.directory.did_not_come(placement) if placement is not None else False
         self._expiring = False
         self._run(self._machine.expired(self._broker.now(), deposed=deposed))
@@ -565,6 +561,8 @@ class Meeting:
                 await self._broker.directory.release(placement.ticket, placement.entity)
                 return
             self._placement = placement
+            self._told = self._broker.journal.stopwatch()
+            self._broker.journal.listener_told(self.admitted, self.exchange, placement.listener)
             self._run(self._machine.placed(placement.listener, self._broker.now()))
 
     # -- commands
@@ -585,12 +583,15 @@ class Meeting:
                 case rendezvous.Join():
                     assert self._connection is not None
                     self._broker.over(self, joined=True)
+                    self._broker.journal.established(self.admitted, self._connection, self._since(self._began))
                     self._connection.start()
                 case rendezvous.RefuseListener(status, phrase):
                     if self._listener_exchange is not None:
                         self._listener_exchange.respond(status, phrase)
                 case rendezvous.RejectSender(status, description):
                     self._broker.over(self, joined=False)
+                    waited = self._since(self._began)
+                    self._broker.journal.rejected(self.admitted, self.exchange, status, description, waited)
                     self.exchange.respond(status, description)
                 case rendezvous.RefuseSender(error):
                     self._broker.over(self, joined=False)
@@ -605,7 +606,11 @@ class Meeting:
 
     def _refuse_sender(self, error: RelayError) -> None:
         error.tracking_id = self.offer.tracking_id
+        self._broker.journal.sender_refused(self.admitted, error, self._since(self._began))
         self._broker.refuse(self.exchange, error)
+
+    def _since(self, moment: float) -> float:
+        return self._broker.journal.stopwatch() - moment
 
 
 def _first(items: tuple[str, ...]) -> str | None:

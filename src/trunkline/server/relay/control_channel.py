@@ -82,6 +82,11 @@ class ControlChannel(asyncio.BufferedProtocol):
         self._was_read = True
         # Set once the transport is being closed in order.
         self._farewell: Farewell | None = None
+        # Counted on the way: senders that it was told of, tokens that it sent, bytes of frames with their heads.
+        self.offers = 0
+        self.renewals = 0
+        self.bytes_sent = 0
+        self.bytes_received = 0
         # Its place in the directory; set before the 101 is written.
         self.registration: Registration | None = None
         # Commands that are not run yet. Running one may bring more (a token is checked while a batch is run): they go
@@ -123,6 +128,7 @@ class ControlChannel(asyncio.BufferedProtocol):
             self._run(self.machine.offer(accept))
         except ConnectionLost:
             return False
+        self.offers += 1
         return True
 
     # -- the transport
@@ -146,6 +152,7 @@ class ControlChannel(asyncio.BufferedProtocol):
         self._transport = transport
         transport.set_write_buffer_limits(BACKLOG)
         if early:
+            self.bytes_received += len(early)
             self._run(self.machine.receive(early, self._clock()))
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -153,6 +160,7 @@ class ControlChannel(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._was_read = True
+        self.bytes_received += nbytes
         self._run(self.machine.receive(bytes(RECEIVE_BUFFER[:nbytes]), self._clock()))
 
     def eof_received(self) -> bool:
@@ -224,8 +232,10 @@ class ControlChannel(asyncio.BufferedProtocol):
         match command:
             case core.Send(data):
                 if self._transport is not None:
+                    self.bytes_sent += len(data)
                     self._transport.write(data)
             case core.CheckToken(token):
+                self.renewals += 1
                 self._on_token(self, token)
             case core.CloseTransport():
                 self._close_transport()

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import httptools
 
@@ -38,6 +38,9 @@ from trunkline.protocol.errors import (
 )
 from trunkline.protocol.limits import ENTITY_PATH_LIMIT, HEAD_TIMEOUT, REQUEST_HEAD_LIMIT
 from trunkline.server.relay.sockets import RECEIVE_BUFFER, descriptor_limit, enable_keepalive, end_writing, is_lost
+
+if TYPE_CHECKING:
+    from trunkline.server.relay.admission import Subject
 
 log = logging.getLogger("trunkline.relay")
 
@@ -106,7 +109,7 @@ class StreamProtocol(Protocol):
 class Exchange:
     """A request whose answer is owed. Answered once, by `upgrade` or `respond`; later calls do nothing."""
 
-    __slots__ = ("_frontend", "head", "on_left", "remote", "secure")
+    __slots__ = ("_frontend", "head", "on_left", "remote", "secure", "subject")
 
     def __init__(self, frontend: FrontendProtocol, head: RequestHead, remote: tuple[str, int], secure: bool) -> None:
         self._frontend: FrontendProtocol | None = frontend
@@ -115,6 +118,8 @@ class Exchange:
         self.remote = remote
         # True when it came over TLS.
         self.secure = secure
+        # What it is about; set when it is admitted or refused.
+        self.subject: Subject | None = None
         # Called when the peer leaves before it was answered; at most once.
         self.on_left: Callable[[], None] | None = None
 

@@ -21,7 +21,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from trunkline.protocol.errors import ListenerQuotaExceeded, ListenersExcluded, NoListener, QuotaExceeded
 from trunkline.protocol.limits import Limits
@@ -177,6 +177,14 @@ class ListenerDirectory(Protocol):
         Raises:
             ServerBusy: the directory cannot tell now.
         """
+
+
+class ListenerCounts(NamedTuple):
+    """How many listeners one entity has, of each kind."""
+
+    registered: int
+    parked: int
+    waiting: int
 
 
 class _Roster:
@@ -415,6 +423,15 @@ class LocalDirectory:
             "parked_listeners": sum(len(each.parked) for each in rosters),
             "waiting_listeners": sum(len(queue) for each in rosters for queue in each.waiting.values()),
             "senders": sum(len(each.tickets) for each in rosters),
+        }
+
+    def counts_by_entity(self) -> dict[str, ListenerCounts]:
+        """Those of each entity that has any, or a sender."""
+        return {
+            entity: ListenerCounts(
+                len(roster.registered), len(roster.parked), sum(len(queue) for queue in roster.waiting.values())
+            )
+            for entity, roster in self._rosters.items()
         }
 
     def _forget_if_empty(self, entity: str, roster: _Roster) -> None:
