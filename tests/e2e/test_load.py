@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import random
-import ssl
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from e2e.quiet_node import quiet_node
 from trunkline.protocol.errors import RelayError
-from trunkline.sdk import Connection, ConnectionClosed, HybridConnectionClient, HybridConnectionListener
-from trunkline.sdk.endpoint import TLS
+from trunkline.sdk import Connection, ConnectionClosed, HybridConnectionClient
 from trunkline.testing import RelayNode
 
 pytestmark = pytest.mark.loop("uvloop")
-
-NODE_PROGRAM = Path(__file__).with_name("node_program.py")
 
 
 async def echo_stream(connection: Connection) -> None:
@@ -168,58 +160,3 @@ async def test_listener_that_restarts_under_load_loses_no_byte_silently(restart:
             tasks.create_task(send(node.client(), random.Random(n)))
     assert outcomes["whole"] >= 200
     assert sum(outcomes.values()) > outcomes["whole"], "no restart met a connection: the test shows nothing"
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of a process where Linux has it")
-@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-async def test_sender_that_outruns_a_slow_listener_does_not_grow_the_node(tls: bool) -> None:
-    chunk = random.Random(5).randbytes(1_048_576)
-    chunks = 256
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        str(NODE_PROGRAM),
-        json.dumps({"idle_timeout": 0, "tls": tls}),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert process.stdout is not None and process.stdin is not None
-
-    def resident() -> int:
-        """MiB of memory that the node has now."""
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        return int(status.partition("VmRSS:")[2].split()[0]) // 1024
-
-    try:
-        async with asyncio.timeout(20):
-            text, ca_file = json.loads(await process.stdout.readline())
-        context: TLS = ssl.create_default_context(cafile=ca_file) if tls else False
-        async with HybridConnectionListener(text, ssl=context) as listener:
-            sender = await HybridConnectionClient(text, ssl=context).create_connection()
-            accepted = await listener.accept()
-            before = most = resident()
-
-            async def write() -> None:
-                for _ in range(chunks):
-                    sender.write(chunk)
-                    await sender.drain()
-                sender.write_eof()
-
-            async with asyncio.TaskGroup() as tasks:
-                writing = tasks.create_task(write())
-                await asyncio.sleep(1)
-                assert not writing.done()
-                digest, length = hashlib.sha256(), 0
-                while data := await accepted.read(262_144):
-                    digest.update(data)
-                    length += len(data)
-                    if length // len(chunk) % 16 == 0:
-                        most = max(most, resident())
-                        await asyncio.sleep(0.001)
-            assert length == chunks * len(chunk)
-            assert digest.digest() == hashlib.sha256(chunk * chunks).digest()
-            assert most - before < 16, f"the node grew from {before} to {most} MiB"
-            await asyncio.gather(sender.close(), accepted.close())
-    finally:
-        process.stdin.close()
-        await process.wait()
