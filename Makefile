@@ -62,6 +62,7 @@ bench: $(READY)
 
 docs: $(READY)
 	@$(BIN)/python docs/generate.py
+	@PYTHONPATH=tests $(BIN)/python -m conformance.page
 
 # The lock file holds versions and hashes and no address, so it installs from whatever index pip is set to use.
 lock:

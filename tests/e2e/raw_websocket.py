@@ -141,6 +141,12 @@ class RawWebSocket:
             name, _, value = line.partition(":")
             self.headers[name.lower()] = value.strip()
 
+    @property
+    def streams(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """What is under it, behind the 101, for tests that read and write for themselves."""
+        assert self._writer is not None
+        return self._reader, self._writer
+
     # --- frames ---
 
     async def send(self, opcode: int, payload: bytes = b"", *, end: bool = True) -> None:
