@@ -8,6 +8,7 @@ that was asked for is imported, so that ``trunkline --help`` is fast.
                                 under a service manager                   systemd
     listen, connect             the two sides of a connection             credentials, standard_streams
     connection-string, token    what others need to get in                credentials, rules
+    doctor                      what is wrong on the way                  diagnosis, doctor_network, doctor_relay
     failure                     every error as one line and its remedy
 """
 
@@ -34,6 +35,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "connect": ("connect", "Connect to a listener: standard input there, what it sends to standard output."),
     "connection-string": ("connection_string", "Print a connection string."),
     "token": ("token", "Print a token, a shared access signature."),
+    "doctor": ("doctor", "Find out what is wrong between here and a listener."),
 }
 
 _EXIT_STATUS = """\b
@@ -50,6 +52,7 @@ _EXIT_STATUS_WORDS: Mapping[str, tuple[str, str, str]] = {
     "emulator": ("it was stopped by a signal, or the exchange of --once worked", "", " during the exchange of --once"),
     "listen": ("it worked", ", or the connection of --once or --stdio ended abnormally", ""),
     "connect": ("it worked", ", or the connection ended abnormally", ""),
+    "doctor": ("it works, perhaps with warnings", ": a step did", ""),
 }
 
 
