@@ -7,12 +7,12 @@
 #   make lint         everything that is checked without running: style, types, import directions
 #   make fix          let the formatter and linter change what they can
 #   make fuzz         look for inputs that break a parser, for a minute (SECONDS=600: for ten)
-#   make bench        measure; prints numbers, checks nothing
+#   make bench        measure beside other relays; prints numbers, checks nothing (PROFILE=1: profiles of the node)
 #   make docs         write the pages of docs/ that are made from tables in the code
 #   make lock         renew requirements.lock from pyproject.toml
 #   make clean        remove what was made
 #
-# PYTHON=python3.13 chooses the interpreter, ARGS="-k name" is handed to pytest.
+# PYTHON=python3.13 chooses the interpreter, ARGS="-k name" is handed to pytest or to what else the target runs.
 
 PYTHON ?= python3
 BIN    := .venv/bin
@@ -58,7 +58,7 @@ fuzz: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds $(SECONDS) $(ARGS)
 
 bench: $(READY)
-	$(BIN)/python -m benchmarks $(ARGS)
+	@$(BIN)/python -m benchmarks $(if $(PROFILE),--profile) $(ARGS)
 
 docs: $(READY)
 	@$(BIN)/python docs/generate.py

@@ -1,8 +1,17 @@
-"""What `make bench` runs: a node against a bare forwarder, side by side.
+"""What `make bench` runs: a node beside a bare forwarder and others, in turn.
 
-    servers     the processes that are measured: a node, and a forwarder of a few lines on the same transports
-    load        the peers: blocking sockets and frames made beforehand, so that the load is not what is measured
-    __main__    the cases, in interleaved pairs; prints medians of ratios with their spread
+    options     the command line, and which cases it chooses
+    servers     the measured processes that are written in Python: node, forwarder, a relay on aiohttp
+    processes   starts what is measured, and asks for its processor time and memory
+    streams     one end of a connection: a blocking socket, with TLS or without
+    pairs       a sender and a listener with something between them
+    subjects    everything that is compared, with the way to make pairs through it
+    load        streams of messages, round trips, and a look at the content
+    connects    connections set up in a second
+    memory      what idle ones cost
+    cases       all of it in rounds, made to rows
+    report      medians of ratios, tables
+    hot_path    profiles of the node
 
 Machines differ and are noisy: a ratio of two measurements of the same minute is worth more than any absolute figure.
 """

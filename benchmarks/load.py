@@ -1,209 +1,258 @@
-"""The peers of a measurement: blocking sockets, frames made beforehand with random keys and payloads."""
+"""What is done to pairs: a stream of messages as fast as they pass, round trips, and a look at the content.
+
+The stream is cheap, so that the load is not what is measured: frames are made beforehand with random keys and random
+payloads, and what comes out is counted and dropped by the system without being copied (without TLS), or counted by
+the heads of its records without being decrypted (with it). `check_content` is a pass of its own that looks at every
+byte.
+"""
 
 from __future__ import annotations
 
-import base64
-import json
+import contextlib
 import os
+import random
+import selectors
 import socket
-import threading
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
-from urllib.parse import urlsplit
 
-from websockets.speedups import apply_mask as _apply_mask
+from benchmarks.pairs import FRAME_LIMIT, Make, Pair, encode, several
+from benchmarks.processes import Measured
+from benchmarks.streams import Records
+from trunkline.protocol.frames import Data, FrameDecoder
 
-from benchmarks.servers import KEY, KEY_NAME, PATH
-from trunkline.protocol.frames import Masker, Opcode, encode_frame
-from trunkline.protocol.sas import audience, sign
-
-apply_mask = cast(Masker, _apply_mask)
-
-# About this much is made beforehand and sent again and again.
+# About this much is made beforehand and sent again and again, in pieces of about that.
 BATCH = 1_048_576
+PIECE = 262_144
+
+# Linux drops the bytes of a TCP stream without handing them over.
+_DROP = socket.MSG_TRUNC if sys.platform == "linux" else 0
+
+# Seconds without any byte after which something is broken.
+_STALLED = 20.0
+
+# The share of a processor from which on it is taken to be busy all the time.
+BUSY = 0.92
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A sender and a listener with whatever is measured between them."""
+class Sizes:
+    """The messages of one case: their sizes in bytes, in an order that repeats."""
 
-    sender: socket.socket
-    listener: socket.socket
-    # Turns a message into what the sender writes, and tells how long it is when it comes out.
-    encode: Callable[[bytes], bytes]
-    arrives: Callable[[int], int]
+    name: str
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, size: int) -> Sizes:
+        """Messages of one size."""
+        for unit, name in ((1_048_576, "MiB"), (1_024, "KiB")):
+            if size % unit == 0:
+                return cls(f"{size // unit}{name}", (size,) * max(1, BATCH // size))
+        return cls(f"{size}B", (size,) * (BATCH // size))
+
+    @classmethod
+    def mixed(cls) -> Sizes:
+        """From an empty message to one longer than the frame limit, in an order drawn once."""
+        drawn = random.Random(6455)
+        some = [0, 16, 64, 125, 126, 200, 1_000, 1_400, 4_096, 16_000, 65_535, 65_536, 200_000]
+        sizes = [size for size in some for _ in range(1 + 8_000 // (size + 100))]
+        drawn.shuffle(sizes)
+        return cls("mixed", tuple(sizes))
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """What one measurement gave."""
+
+    # Of payload.
+    bytes_per_second: float
+    messages_per_second: float
+    # Seconds of processor time of what was measured, for 10^9 bytes of payload; None: the system does not tell.
+    cpu_per_gb: float | None
+    # The part of a processor that it used, and that the load used.
+    share: float | None
+    load_share: float
+
+    @property
+    def load_is_the_limit(self) -> bool:
+        """True when the load was busy all the time and what is measured was not."""
+        return self.share is not None and self.share < BUSY <= self.load_share
+
+
+class _Flow:
+    """One pair with a stream running through it."""
+
+    def __init__(self, pair: Pair, pieces: Sequence[bytes]) -> None:
+        self.pair = pair
+        self._pieces = pieces
+        self._next = 0
+        self._left = memoryview(b"")
+        # Pieces begun, bytes that came out.
+        self.begun = 0
+        self.received = 0
+        self._records = Records() if pair.listener.is_encrypted else None
+
+    def send(self) -> None:
+        if not self._left:
+            self._left = memoryview(self.pair.sender.encode(self._pieces[self._next]))
+            self._next = (self._next + 1) % len(self._pieces)
+            self.begun += 1
+        self._left = self._left[self.pair.sender.sock.send(self._left) :]
+
+    def is_between_pieces(self) -> bool:
+        return not self._left
+
+    def receive(self, buffer: bytearray) -> None:
+        count = self.pair.listener.sock.recv_into(buffer, len(buffer), _DROP if self._records is None else 0)
+        if not count:
+            raise ConnectionError("the listener's connection was closed")
+        self.received += count if self._records is None else self._records.payload(buffer, count)
+
+
+def _pieces(sizes: Sequence[int]) -> list[tuple[bytes, list[int]]]:
+    """Messages put together to pieces, each with the sizes of its messages."""
+    pieces: list[tuple[bytes, list[int]]] = []
+    frames: list[bytes] = []
+    inside: list[int] = []
+    for size in sizes:
+        frames.append(encode(os.urandom(size)))
+        inside.append(size)
+        if sum(inside) >= PIECE:
+            pieces.append((b"".join(frames), inside))
+            frames, inside = [], []
+    if frames:
+        pieces.append((b"".join(frames), inside))
+    return pieces
+
+
+def throughput(make: Make, measured: Measured, sizes: Sizes, connections: int, seconds: float) -> Throughput:
+    """Send messages through so many connections at once, as fast as they pass.
+
+    What comes out is counted, after the stream has run for a while.
+    """
+    pieces = _pieces(sizes.sizes)
+    blobs = [blob for blob, _ in pieces]
+    with contextlib.ExitStack() as stack:
+        pairs = stack.enter_context(several(make, connections))
+        run = stack.enter_context(contextlib.closing(_Run([_Flow(pair, blobs) for pair in pairs])))
+        run.until(time.perf_counter() + seconds / 3)
+        before = run.received
+        cpu, load_cpu, started = measured.cpu(), time.process_time(), time.perf_counter()
+        run.until(started + seconds)
+        took = time.perf_counter() - started
+        load_cpu = time.process_time() - load_cpu
+        after = measured.cpu()
+        batches = (run.received - before) / sum(map(pairs[0].arrives, sizes.sizes))
+        if not pairs[0].listener.is_encrypted:
+            # Under TLS the session tickets were counted as well.
+            run.finish([sum(map(pairs[0].arrives, inside)) for _, inside in pieces])
+    used = None if cpu is None or after is None else after - cpu
+    payload = batches * sum(sizes.sizes)
+    return Throughput(
+        bytes_per_second=payload / took,
+        messages_per_second=batches * len(sizes.sizes) / took,
+        cpu_per_gb=None if used is None else used / payload * 1e9,
+        share=None if used is None else used / took,
+        load_share=load_cpu / took,
+    )
+
+
+class _Run:
+    """All streams of a measurement, served by one thread."""
+
+    def __init__(self, flows: list[_Flow]) -> None:
+        self._flows = flows
+        self._selector = selectors.DefaultSelector()
+        self._buffer = bytearray(BATCH)
+        for flow in flows:
+            self._selector.register(flow.pair.sender.sock, selectors.EVENT_WRITE, flow)
+            self._selector.register(flow.pair.listener.sock, selectors.EVENT_READ, flow)
+
+    @property
+    def received(self) -> int:
+        return sum(flow.received for flow in self._flows)
 
     def close(self) -> None:
-        """Cut both."""
-        self.sender.close()
-        self.listener.close()
+        self._selector.close()
+
+    def until(self, end: float) -> None:
+        """Let everything flow until then, on the clock of `time.perf_counter`, and until something has come out."""
+        before = self.received
+        while time.perf_counter() < end or self.received == before:
+            self._turn()
+
+    def finish(self, piece_sizes: Sequence[int]) -> None:
+        """Stop sending between two messages, and see that all that was sent comes out: nothing may be lost."""
+        sending = set(self._flows)
+        missing = 1
+        while sending or missing:
+            for flow in [flow for flow in sending if flow.is_between_pieces()]:
+                self._selector.unregister(flow.pair.sender.sock)
+                sending.discard(flow)
+            full, rest = zip(*(divmod(flow.begun, len(piece_sizes)) for flow in self._flows), strict=True)
+            expected = sum(full) * sum(piece_sizes) + sum(sum(piece_sizes[:count]) for count in rest)
+            missing = expected - self.received
+            if missing < 0:
+                raise AssertionError(f"{-missing} bytes came out that were never sent")
+            if sending or missing:
+                self._turn()
+
+    def _turn(self) -> None:
+        ready = self._selector.select(_STALLED)
+        if not ready:
+            raise TimeoutError(f"nothing moved for {_STALLED:g} s")
+        for key, events in ready:
+            if events & selectors.EVENT_READ:
+                key.data.receive(self._buffer)
+            else:
+                key.data.send()
 
 
-def upgrade(port: int, target: str, *headers: str) -> socket.socket:
-    """A WebSocket handshake by hand; gives the socket behind its 101."""
-    sock = socket.create_connection(("127.0.0.1", port))
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    send_upgrade(sock, port, target, *headers)
-    read_upgrade(sock)
-    return sock
-
-
-def send_upgrade(sock: socket.socket, port: int, target: str, *headers: str) -> None:
-    """Ask for a WebSocket."""
-    key = base64.b64encode(os.urandom(16)).decode()
-    lines = (
-        f"GET {target} HTTP/1.1",
-        f"Host: localhost:{port}",
-        "Connection: Upgrade",
-        "Upgrade: websocket",
-        "Sec-WebSocket-Version: 13",
-        f"Sec-WebSocket-Key: {key}",
-        *headers,
-    )
-    sock.sendall("\r\n".join((*lines, "", "")).encode())
-
-
-def read_upgrade(sock: socket.socket) -> None:
-    """Read the 101 and nothing behind it."""
-    head = b""
-    while not head.endswith(b"\r\n\r\n"):
-        piece = sock.recv(1)
-        if not piece:
-            raise ConnectionError("the node closed during a handshake")
-        head += piece
-    if not head.startswith(b"HTTP/1.1 101 "):
-        raise ConnectionError(head.split(b"\r\n")[0].decode())
-
-
-class RelayedPairs:
-    """Makes pairs through a node, by one control channel."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        token = sign(audience("localhost", PATH), KEY_NAME, KEY, expires_at=int(time.time()) + 3600)
-        self._header = f"ServiceBusAuthorization: {token}"
-        self._control = upgrade(port, f"/$hc/{PATH}?sb-hc-action=listen", self._header)
-
-    def make(self) -> Pair:
-        """One relayed connection."""
-        sender = socket.create_connection(("127.0.0.1", self._port))
-        sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        send_upgrade(sender, self._port, f"/$hc/{PATH}?sb-hc-action=connect", self._header)
-        address = urlsplit(json.loads(self._read_text())["accept"]["address"])
-        listener = upgrade(self._port, f"{address.path}?{address.query}")
-        read_upgrade(sender)
-
-        def encode(message: bytes) -> bytes:
-            return encode_frame(Opcode.BINARY, message, mask=os.urandom(4), masker=apply_mask)
-
-        def arrives(size: int) -> int:
-            return size + (2 if size < 126 else 4 if size < 65_536 else 10)
-
-        return Pair(sender, listener, encode, arrives)
-
-    def _read_text(self) -> bytes:
-        while True:
-            first, length = read_exactly(self._control, 2)
-            if length == 126:
-                length = int.from_bytes(read_exactly(self._control, 2), "big")
-            elif length == 127:
-                length = int.from_bytes(read_exactly(self._control, 8), "big")
-            payload = read_exactly(self._control, length)
-            if first & 0x0F == Opcode.TEXT:
-                return payload
-
-
-class ForwardedPairs:
-    """Makes pairs through the bare forwarder, whose target is `target`."""
-
-    def __init__(self, port: int, target: socket.socket) -> None:
-        self._port = port
-        self._target = target
-
-    def make(self) -> Pair:
-        """One forwarded connection; it carries the same bytes as a relayed one, frames and all."""
-        sender = socket.create_connection(("127.0.0.1", self._port))
-        sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        listener, _ = self._target.accept()
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-        def encode(message: bytes) -> bytes:
-            return encode_frame(Opcode.BINARY, message, mask=os.urandom(4), masker=apply_mask)
-
-        return Pair(sender, listener, encode, lambda size: len(encode(b"\0" * size)))
-
-
-def read_exactly(sock: socket.socket, size: int) -> bytes:
-    """As many bytes as asked for."""
-    data = b""
-    while len(data) < size:
-        piece = sock.recv(size - len(data))
-        if not piece:
-            raise ConnectionError("the other side closed")
-        data += piece
-    return data
-
-
-def throughput(pair: Pair, size: int, seconds: float) -> float:
-    """Messages per second from the sender to the listener, as they arrive."""
-    count = max(1, BATCH // size)
-    batch = b"".join(pair.encode(os.urandom(size)) for _ in range(count))
-    stop = threading.Event()
-    sent = 0
-
-    def send() -> None:
-        nonlocal sent
-        while not stop.is_set():
-            pair.sender.sendall(batch)
-            sent += count
-
-    def drain(until: Callable[[], bool]) -> int:
-        total = 0
-        while not until():
-            total += pair.listener.recv_into(buffer)
-        return total
-
-    buffer = bytearray(1_048_576)
-    thread = threading.Thread(target=send)
-    thread.start()
-    warm = time.perf_counter() + seconds / 4
-    skipped = drain(lambda: time.perf_counter() > warm)
-    started = time.perf_counter()
-    received = drain(lambda: time.perf_counter() > started + seconds)
-    took = time.perf_counter() - started
-    stop.set()
-    # What is still under way must come out as well: nothing may be lost on the way.
-    rest = 0
-    while thread.is_alive() or skipped + received + rest < sent * pair.arrives(size):
-        rest += pair.listener.recv_into(buffer)
-    thread.join()
-    return received / pair.arrives(size) / took
-
-
-def round_trip(pair: Pair, size: int, count: int) -> float:
+def round_trip(make: Make, size: int, count: int) -> float:
     """Median seconds of a message that goes from the sender to the listener and back."""
-    message = pair.encode(os.urandom(size))
-    arrives = pair.arrives(size)
-    times = []
-    for _ in range(count):
-        started = time.perf_counter()
-        pair.sender.sendall(message)
-        read_exactly(pair.listener, arrives)
-        pair.listener.sendall(message)
-        read_exactly(pair.sender, arrives)
-        times.append(time.perf_counter() - started)
-    return sorted(times)[count // 2]
+    with several(make, 1) as (pair,):
+        message, arrives = encode(os.urandom(size)), pair.arrives(size)
+        times = []
+        for _ in range(count):
+            started = time.perf_counter()
+            pair.sender.send(message)
+            pair.listener.receive_exactly(arrives)
+            pair.listener.send(message)
+            pair.sender.receive_exactly(arrives)
+            times.append(time.perf_counter() - started)
+        # The first ones pay for what is done once.
+        return sorted(times[count // 10 :])[len(times[count // 10 :]) // 2]
 
 
-def check_content(pair: Pair) -> float:
-    """What comes out is what went in: sizes around every border, compared byte by byte. Gives how many were tried."""
-    sizes = (0, 1, 125, 126, 65_535, 65_536)
-    for size in sizes:
-        payload = os.urandom(size)
-        message = pair.encode(payload)
-        pair.sender.sendall(message)
-        if not read_exactly(pair.listener, pair.arrives(size)).endswith(payload):
-            raise AssertionError(f"a message of {size} bytes came out changed")
-    return len(sizes)
+def check_content(make: Make, connections: int = 3) -> int:
+    """What comes out is what went in: sizes around every border through several connections at once.
+
+    Every byte is compared, and that each message ends where it ended. Gives the number of messages.
+
+    Raises:
+        AssertionError: something came out changed.
+    """
+    borders = (0, 1, 125, 126, 1_000, FRAME_LIMIT - 1, FRAME_LIMIT, FRAME_LIMIT + 1, 200_000)
+    with several(make, connections) as pairs:
+        for size in borders:
+            sent = [os.urandom(size) for _ in pairs]
+            for pair, payload in zip(pairs, sent, strict=True):
+                pair.sender.send(encode(payload))
+            for pair, payload in zip(pairs, sent, strict=True):
+                came = _message(pair, size)
+                if came != payload:
+                    raise AssertionError(f"a message of {size} bytes came out changed")
+    return len(borders) * connections
+
+
+def _message(pair: Pair, size: int) -> bytes:
+    decoder = FrameDecoder(masked=pair.masked)
+    payload = b""
+    for item in decoder.feed(pair.listener.receive_exactly(pair.arrives(size))):
+        assert isinstance(item, Data)
+        payload += item.payload
+        if item.end and len(payload) == size:
+            return payload
+    raise AssertionError(f"a message of {size} bytes came out with another end")
