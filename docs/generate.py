@@ -125,6 +125,8 @@ def toml(value: object) -> str:
     """A value as a file has it."""
     if isinstance(value, bool):
         return code(str(value).lower())
+    if value == ():
+        return code("[]")
     return code(str(value)) if isinstance(value, int) else code(f'"{value}"')
 
 

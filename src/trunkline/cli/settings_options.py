@@ -61,7 +61,7 @@ def flags(used: Mapping[str, str | None]) -> dict[str, object]:
 
 
 def _parameter(setting: Setting, default: object) -> inspect.Parameter:
-    shown = "none" if default is None else f"{default:g}" if isinstance(default, float) else str(default).lower()
+    shown = "none" if default in (None, ()) else f"{default:g}" if isinstance(default, float) else str(default).lower()
     text = setting.help if setting.help.startswith(_VALUE) else setting.help[0].upper() + setting.help[1:]
     return _option(setting.name, setting.flag, f"{text} [default: {shown}]", _metavar(setting.name))
 
@@ -72,6 +72,7 @@ _METAVARS = {
     **{"host": "ADDRESS", "admin_host": "ADDRESS", "port": "PORT", "admin_port": "PORT", "tls": "development|off"},
     **{"admin_socket": "FILE|off", "admin_token": "TEXT"},
     **{"domain": "NAME", "data": "DIR", "public_url": "URL", "preset": "|".join(PRESETS)},
+    **{"trusted_proxies": "ADDRESS,...", "proxy_protocol": "true|false"},
 }
 
 

@@ -59,6 +59,7 @@ from trunkline.server.metrics import Tallies
 from trunkline.server.relay import readings
 from trunkline.server.relay.admission import Admission
 from trunkline.server.relay.broker import Broker
+from trunkline.server.relay.forwarded import TrustedProxies
 from trunkline.server.relay.frontend import Frontend
 from trunkline.server.relay.journal import Journal
 from trunkline.server.relay.listeners import LocalDirectory
@@ -202,6 +203,8 @@ class Node:
             self._clock,
             has_room=partial(has_descriptors, kept),
             phrase=self.broker.unread,
+            proxies=TrustedProxies(settings.trusted_proxies),
+            proxy_protocol=settings.proxy_protocol,
         )
         # The two doors of the admin port: the port itself, and the Unix socket. Made when the node starts.
         self._admin: list[Frontend] = []
@@ -354,6 +357,7 @@ class Node:
         self.catalog.take_settings(preset=settings.preset, node_limits=settings.limits, domain=settings.domain)
         self.broker.public_url = _websocket_url(settings.public_url)
         self.broker.limits_changed()
+        self._frontend.proxies = TrustedProxies(settings.trusted_proxies)
 
     # -- what it is
 

@@ -221,12 +221,18 @@ OTHERS = {
     "data": Path("elsewhere"),
     "public_url": "https://relay.example.com",
     "preset": "azure",
+    "trusted_proxies": ["10.0.0.0/8"],
+    "proxy_protocol": True,
 }
+#: What else a value needs.
+WITH = {"proxy_protocol": {"trusted_proxies": ["10.0.0.0/8"], "tls": "off"}}
 
 
 @pytest.mark.parametrize("name", [name for name in SETTINGS if name not in LIMITS])
 def test_running_node_takes_over_what_the_table_says(name: str) -> None:
-    running, wanted = NodeSettings(), NodeSettings.model_validate({name: OTHERS[name]})
+    together = WITH.get(name, {})
+    running = NodeSettings.model_validate(together)
+    wanted = NodeSettings.model_validate({**together, name: OTHERS[name]})
     settings, waiting = in_force(running, wanted)
     assert running != wanted
     if SETTINGS[name].effect == "at once":
@@ -255,3 +261,49 @@ def test_what_waits_for_a_restart_keeps_nothing_else_waiting() -> None:
     settings, waiting = in_force(NodeSettings(), wanted)
     assert waiting == ("port",)
     assert settings == NodeSettings(domain="example.com", limits={"max_senders": 1})
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("", ()),
+        ("10.0.0.0/8", ("10.0.0.0/8",)),
+        ("127.0.0.1, ::1 ,2001:db8::/32,", ("127.0.0.1/32", "::1/128", "2001:db8::/32")),
+        (["192.0.2.7", "0.0.0.0/0"], ("192.0.2.7/32", "0.0.0.0/0")),
+        ([], ()),
+    ],
+)
+def test_trusted_proxies_are_addresses_and_networks(
+    written: str | list[str], read: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tuple(map(str, NodeSettings.model_validate({"trusted_proxies": written}).trusted_proxies)) == read
+    if isinstance(written, str):
+        assert tuple(map(str, load(flags={"trusted_proxies": written}).trusted_proxies)) == read
+        monkeypatch.setenv("TRUNKLINE_TRUSTED_PROXIES", written)
+        assert tuple(map(str, load().trusted_proxies)) == read
+    else:
+        assert tuple(map(str, load(parse(f"[node]\ntrusted_proxies = {written}\n", "a.toml")).trusted_proxies)) == read
+
+
+@pytest.mark.parametrize("written", ["10.0.0.0/33", "nginx", "10.0.0.1/8", [1.5], [["10.0.0.1"]], 7, {"a": "b"}])
+def test_what_is_no_network_is_told_as_it_was_written(written: object) -> None:
+    with pytest.raises(InvalidConfiguration) as caught:
+        load(flags={"trusted_proxies": written})
+    assert str(caught.value).startswith("--trusted-proxies: ")
+    assert "10.0.0.0/8" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("proxy_protocol = true\ntls = 'off'", "it needs trusted_proxies"),
+        ("proxy_protocol = true\ntrusted_proxies = ['10.0.0.1']", 'it needs tls = "off"'),
+        ("proxy_protocol = 'yes'", "it must be true or false"),
+    ],
+)
+def test_proxy_protocol_needs_somebody_who_may_speak_it(text: str, problem: str) -> None:
+    with pytest.raises(InvalidConfiguration, match=problem) as caught:
+        load(parse(f"[node]\n{text}\n", "a.toml"))
+    assert "a.toml:2: node.proxy_protocol" in str(caught.value)
+    right = "proxy_protocol = true\ntls = 'off'\ntrusted_proxies = ['10.0.0.1']"
+    assert load(parse(f"[node]\n{right}\n", "a.toml")).proxy_protocol

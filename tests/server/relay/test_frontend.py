@@ -6,8 +6,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from ipaddress import ip_network
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import pytest
 from aiofastnet.constants import SSL_BIO_SIZE_DEFAULTS
@@ -28,6 +29,7 @@ from server.relay.peers import (
 )
 from trunkline.protocol.errors import QuotaExceeded, RelayError
 from trunkline.protocol.limits import HEAD_TIMEOUT, REQUEST_HEAD_LIMIT
+from trunkline.server.relay.forwarded import TrustedProxies
 from trunkline.server.relay.frontend import (
     EARLY_LIMIT,
     LINGER,
@@ -73,11 +75,11 @@ def say_nothing(exchange: Exchange) -> None:
 class Port:
     """A frontend on a port, and the requests that it has handed on."""
 
-    def __init__(self, serve: Callable[[Exchange], object] = say_target, *, tls: bool = False) -> None:
+    def __init__(self, serve: Callable[[Exchange], object] = say_target, *, tls: bool = False, **options: Any) -> None:
         self.clock = Clock()
         self._serve = serve
         self._exchanges: asyncio.Queue[Exchange] = asyncio.Queue()
-        self.frontend = Frontend(self._take, self.clock)
+        self.frontend = Frontend(self._take, self.clock, **options)
         self._tls = tls
         self._serving = Serving(self.frontend, server_tls() if tls else None)
 
@@ -618,3 +620,128 @@ def test_a_long_path_is_cut_where_an_exchange_is_shown() -> None:
     exchange = Exchange(None, parse_head(handshake("/$hc/" + "a" * 30_000)), ("192.0.2.1", 1), False)  # type: ignore[arg-type]
     assert repr(exchange).startswith("<Exchange GET '/$hc/aaaa")
     assert len(repr(exchange)) < 600
+
+
+# -- behind a proxy
+
+LOOPBACK = TrustedProxies([ip_network("127.0.0.0/8")])
+OTHERS = TrustedProxies([ip_network("192.0.2.0/24")])
+VERSION_1 = b"PROXY TCP4 192.0.2.7 198.51.100.1 4711 443\r\n"
+VERSION_2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x07\xc6\x33\x64\x01\x12\x67\x01\xbb"
+LOCAL = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"
+HEAD = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def forwarded(**headers: str) -> bytes:
+    lines = "".join(f"X-Forwarded-{name.capitalize()}: {value}\r\n" for name, value in headers.items())
+    return HEAD[:-2] + lines.encode() + b"\r\n"
+
+
+async def seen(data: bytes, *, tls: bool = False, **options: Any) -> tuple[str, int, bool]:
+    """Address, port and encryption of the client as whoever serves the request sees them; port 0 is the peer's own."""
+    async with Port(tls=tls, **options) as port, await port.dial() as peer:
+        peer.send(data)
+        exchange = await port.exchange()
+        assert (await peer.answer()).status == 200
+        address, number = exchange.remote
+        own = peer.writer.get_extra_info("sockname")[1]
+        return address, 0 if number == own else number, exchange.secure
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_client_is_the_peer_when_no_proxy_is_trusted(tls: bool) -> None:
+    assert await seen(HEAD, tls=tls) == ("127.0.0.1", 0, tls)
+    assert await seen(forwarded(For="192.0.2.7", proto="https"), tls=tls) == ("127.0.0.1", 0, tls)
+    assert await seen(forwarded(For="192.0.2.7", proto="https"), tls=tls, proxies=OTHERS) == ("127.0.0.1", 0, tls)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_client_is_whom_a_trusted_proxy_names(tls: bool) -> None:
+    assert await seen(HEAD, tls=tls, proxies=LOOPBACK) == ("127.0.0.1", 0, tls)
+    request = forwarded(For="198.51.100.9, 192.0.2.7", proto="http" if tls else "https")
+    assert await seen(request, tls=tls, proxies=LOOPBACK) == ("192.0.2.7", 0, not tls)
+    # In two headers, as in one (RFC 9110 section 5.2).
+    request = forwarded(For="192.0.2.7").replace(b"X-Forwarded", b"X-Forwarded-For: 198.51.100.9\r\nX-Forwarded")
+    assert (await seen(request, tls=tls, proxies=LOOPBACK))[0] == "192.0.2.7"
+
+
+async def test_ipv4_client_of_a_socket_for_both_is_one_of_ipv4() -> None:
+    frontend = Frontend(say_target, Clock(), proxies=LOOPBACK, proxy_protocol=True)
+    protocol = frontend.protocol()
+
+    class Transport(asyncio.Transport):
+        def get_extra_info(self, name: str, default: Any = None) -> Any:
+            return ("::ffff:127.0.0.1", 7, 0, 0) if name == "peername" else default
+
+    protocol.connection_made(Transport())
+    assert protocol._peer == ("127.0.0.1", 7) and protocol._proxy_header_is_due
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        (VERSION_1, ("192.0.2.7", 4711, False)),
+        (VERSION_2, ("192.0.2.7", 4711, False)),
+        (LOCAL, ("127.0.0.1", 0, False)),
+        (b"PROXY UNKNOWN\r\n", ("127.0.0.1", 0, False)),
+    ],
+    ids=["version 1", "version 2", "local", "unknown"],
+)
+async def test_client_is_whom_the_header_of_the_proxy_protocol_names(
+    header: bytes, expected: tuple[str, int, bool]
+) -> None:
+    options: dict[str, Any] = {"proxies": LOOPBACK, "proxy_protocol": True}
+    assert await seen(header + HEAD, **options) == expected
+    # Whom that one names in turn is believed when it is trusted itself.
+    trusted = expected[0] == "127.0.0.1"
+    request = header + forwarded(For="203.0.113.9", proto="https")
+    assert await seen(request, **options) == (("203.0.113.9", 0, True) if trusted else expected)
+
+
+@pytest.mark.parametrize("header", [VERSION_1, VERSION_2], ids=["version 1", "version 2"])
+async def test_header_of_the_proxy_protocol_comes_in_pieces(header: bytes) -> None:
+    async with Port(proxies=LOOPBACK, proxy_protocol=True) as port, await port.dial() as peer:
+        for size, byte in enumerate(header, 1):
+            peer.send(bytes((byte,)))
+            if size < len(header):
+                await port.holds(size)
+        await port.holds(0)
+        peer.send(HEAD)
+        assert (await port.exchange()).remote == ("192.0.2.7", 4711)
+
+
+@pytest.mark.parametrize("data", [HEAD, b"PROXY TCP4 nobody\r\n" + HEAD, b"PROXY UNKNOWN " + b"x" * 200], ids=str)
+async def test_trusted_proxy_without_a_good_header_is_refused(data: bytes) -> None:
+    async with Port(proxies=LOOPBACK, proxy_protocol=True) as port, await port.dial() as peer:
+        peer.send(data)
+        answer = await peer.answer()
+        assert answer.status == 400 and "PROXY header" in answer.phrase
+        assert port.is_idle
+
+
+async def test_header_of_the_proxy_protocol_has_to_come_in_time() -> None:
+    async with Port(proxies=LOOPBACK, proxy_protocol=True) as port, await port.dial() as peer:
+        peer.send(VERSION_2[:20])
+        await port.holds(20)
+        port.pass_time(HEAD_TIMEOUT + 1)
+        assert (await peer.answer()).status == 408
+
+
+@pytest.mark.parametrize("header", [VERSION_1, VERSION_2], ids=["version 1", "version 2"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"proxies": LOOPBACK}, {"proxies": OTHERS, "proxy_protocol": True}],
+    ids=["off", "no", "stranger"],
+)
+async def test_header_of_the_proxy_protocol_is_refused_where_nobody_expects_it(
+    header: bytes, options: dict[str, Any]
+) -> None:
+    async with Port(**options) as port, await port.dial() as peer:
+        peer.send(header + HEAD)
+        answer = await peer.answer()
+        assert answer.status == 400 and "PROXY protocol is not expected here" in answer.phrase
+        assert port.is_idle
+
+
+async def test_peer_that_is_not_trusted_needs_no_header_of_the_proxy_protocol() -> None:
+    assert await seen(HEAD, proxies=OTHERS, proxy_protocol=True) == ("127.0.0.1", 0, False)

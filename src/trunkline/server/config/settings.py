@@ -9,18 +9,20 @@ A node that runs can take other settings over (SIGHUP); each row says whether it
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, Self, cast
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -103,6 +105,30 @@ def _admin_token(value: object) -> object:
     return text
 
 
+def _networks(value: object) -> tuple[Network, ...]:
+    entries = value.split(",") if isinstance(value, str) else value
+    if not isinstance(entries, list | tuple):
+        raise InvalidSetting('it must be a list of addresses and networks, ["10.0.0.0/8", "192.0.2.7"]')
+    found = []
+    for entry in entries:
+        text = entry.strip() if isinstance(entry, str) else entry
+        if text == "" and isinstance(value, str):
+            continue
+        try:
+            found.append(ipaddress.ip_network(cast(str, text)))
+        except ValueError:
+            problem = f"{shown(text)} is neither an address nor a network"
+            raise InvalidSetting(f'{problem}; write "192.0.2.7" or "10.0.0.0/8"') from None
+    return tuple(found)
+
+
+def _flag(value: object) -> bool:
+    words = {True: True, False: False, "true": True, "false": False}
+    if not isinstance(value, bool | str) or value not in words:
+        raise InvalidSetting("it must be true or false")
+    return words[value]
+
+
 #: When a setting takes effect that was changed while the node runs.
 Effect = Literal["at once", "restart", "other files at once, else restart"]
 
@@ -111,6 +137,7 @@ def _setting(default: object, description: str, effect: Effect) -> Any:
     return Field(default=default, description=description, json_schema_extra={"effect": effect})
 
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Host = Annotated[str, AfterValidator(names.host_name)]
 Port = Annotated[int, BeforeValidator(_port)]
 
@@ -157,11 +184,28 @@ class NodeSettings(BaseSettings):
     public_url: Annotated[str | None, BeforeValidator(_public_url)] = _setting(
         None, "how listeners and senders reach this node, when that is not the host and port it binds to", "at once"
     )
+    trusted_proxies: Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_networks)] = _setting(
+        (),
+        "addresses and networks of proxies in front that are believed when they say whose connection they pass on:"
+        " X-Forwarded-For, X-Forwarded-Proto, the PROXY protocol",
+        "at once",
+    )
+    proxy_protocol: Annotated[bool, BeforeValidator(_flag)] = _setting(
+        False, "trusted proxies begin each connection with a header of the PROXY protocol, version 1 or 2", "restart"
+    )
     preset: Literal["default", "azure"] = _setting(
         "default", "defaults of every limit; azure: as the real service was seen to do", "at once"
     )
     #: The limits that were set on the node itself; what was not set is decided by `preset`.
     limits: Mapping[str, Value] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.proxy_protocol and not self.trusted_proxies:
+            raise InvalidSetting("it needs trusted_proxies: the proxies that send the header")
+        if self.proxy_protocol and self.tls != "off":
+            raise InvalidSetting('it needs tls = "off": the header stands ahead of TLS, which the proxy has to end')
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -259,8 +303,10 @@ def load(declaration: Declaration | None = None, flags: Mapping[str, object] | N
         return NodeSettings.model_validate({**values, "limits": limits})
     except ValidationError as error:
         first = error.errors()[0]
-        name = str(first["loc"][0])
         problem = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:  # each setting is right, and they do not go together
+            raise places["proxy_protocol"](problem) from None
+        name = str(first["loc"][0])
         value = "the value" if name in SECRETS else shown(values[name])
         raise places[name](f"{value} is not allowed: {problem}") from None
 

@@ -1,6 +1,7 @@
 """The data plane, in the order in which one connection passes through it:
 
     frontend         a TCP or TLS connection until its request head is read and its answer is given
+    forwarded        whose connection it is that a trusted proxy passes on
     admission        may it listen or connect: the order of checks
     held_refusals    whose refusals are answered a moment later
     broker           brings a sender and a listener together

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import httptools
 
+from trunkline.protocol import proxy_protocol
 from trunkline.protocol.errors import (
     HeadersTooLarge,
     InvalidRequest,
@@ -37,6 +38,7 @@ from trunkline.protocol.errors import (
     clean_phrase,
 )
 from trunkline.protocol.limits import ENTITY_PATH_LIMIT, HEAD_TIMEOUT, REQUEST_HEAD_LIMIT
+from trunkline.server.relay.forwarded import TrustedProxies, plain_address
 from trunkline.server.relay.sockets import RECEIVE_BUFFER, descriptor_limit, enable_keepalive, end_writing, is_lost
 
 if TYPE_CHECKING:
@@ -55,6 +57,8 @@ LINGER = 2.0
 
 # Characters that are kept of what a client calls itself.
 _USER_AGENT_SHOWN = 120
+
+NO_PROXIES = TrustedProxies()
 
 # Characters of a path in a log line: the longest of an entity with what may stand around it.
 _SHOWN = 2 * ENTITY_PATH_LIMIT
@@ -114,9 +118,10 @@ class Exchange:
     def __init__(self, frontend: FrontendProtocol, head: RequestHead, remote: tuple[str, int], secure: bool) -> None:
         self._frontend: FrontendProtocol | None = frontend
         self.head = head
-        # Address and port of the peer.
+        # Address and port of the client, which may be behind a trusted proxy; then the port may be 0, for unknown.
+        # Whatever needs to know who asks, counts, limits or logs, takes it from here.
         self.remote = remote
-        # True when it came over TLS.
+        # True when the client came over TLS, to this node or to such a proxy.
         self.secure = secure
         # What it is about; set when it is admitted or refused.
         self.subject: Subject | None = None
@@ -265,6 +270,8 @@ class Frontend:
         clock: seconds, monotonic; the loop's time.
         has_room: whether the process can hold one more connection, asked for each.
         phrase: the reason phrase of a refusal whose request nobody has seen.
+        proxies: who is believed when it says whose connection it passes on.
+        proxy_protocol: whether these begin each connection with a header of the PROXY protocol.
     """
 
     def __init__(
@@ -274,10 +281,15 @@ class Frontend:
         *,
         has_room: Callable[[], bool] = lambda: True,
         phrase: Callable[[RelayError], str] = lambda error: clean_phrase(error.message),
+        proxies: TrustedProxies = NO_PROXIES,
+        proxy_protocol: bool = False,
     ) -> None:
         self.serve = serve
         self.clock = clock
         self.phrase = phrase
+        # Counts for the next connection, and the next request of one that is there.
+        self.proxies = proxies
+        self.proxy_protocol = proxy_protocol
         self._has_room = has_room
         # Connections for which there was no room, since the last look at the clock.
         self._turned_away = 0
@@ -332,7 +344,17 @@ class Frontend:
 class FrontendProtocol(asyncio.BufferedProtocol):
     """One connection, until a leg takes it over."""
 
-    __slots__ = ("__weakref__", "_buffer", "_exchange", "_frontend", "_paused", "_transport", "_was_read")
+    __slots__ = (
+        "__weakref__",
+        "_buffer",
+        "_exchange",
+        "_frontend",
+        "_paused",
+        "_peer",
+        "_proxy_header_is_due",
+        "_transport",
+        "_was_read",
+    )
 
     def __init__(self, frontend: Frontend) -> None:
         self._frontend = frontend
@@ -342,6 +364,9 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         # The request that is owed an answer; None before the head is whole.
         self._exchange: Exchange | None = None
         self._paused = False
+        # Address and port of the other end, or of the one whose connection it passes on.
+        self._peer = ("0.0.0.0", 0)
+        self._proxy_header_is_due = False
         # Since the last look; see `is_lost`.
         self._was_read = False
 
@@ -354,6 +379,9 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         # From the beginning: a listener may wait long for its place, and nothing else would find that it is gone.
         enable_keepalive(transport)
         self._frontend.arriving.discard(self)
+        address, port, *_ = transport.get_extra_info("peername") or self._peer
+        self._peer = (plain_address(address), port)
+        self._proxy_header_is_due = self._frontend.proxy_protocol and self._peer[0] in self._frontend.proxies
         self._frontend.connections.add(self)
         self._frontend.heads[self] = self._frontend.clock() + HEAD_TIMEOUT
 
@@ -384,6 +412,12 @@ class FrontendProtocol(asyncio.BufferedProtocol):
             self._transport.pause_reading()
 
     def _look_for_head(self, nbytes: int) -> None:
+        if self._proxy_header_is_due and not self._take_proxy_header():
+            return
+        if self._buffer.startswith((proxy_protocol.SIGNATURE_1, proxy_protocol.SIGNATURE_2)):
+            hint = "proxy_protocol is not set, or the sender is none of trusted_proxies"
+            self._refuse(InvalidRequest(f"A header of the PROXY protocol is not expected here: {hint}"))
+            return
         # RFC 9112 section 2.2: empty lines ahead of the request line are ignored.
         while self._buffer.startswith(b"\r\n"):
             del self._buffer[:2]
@@ -407,10 +441,28 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         del self._buffer[:size]
         self._frontend.heads.pop(self, None)
         assert self._transport is not None
-        peer = self._transport.get_extra_info("peername") or ("0.0.0.0", 0)
         secure = self._transport.get_extra_info("ssl_object") is not None
-        self._exchange = Exchange(self, head, (peer[0], peer[1]), secure)
+        remote = self._peer
+        if remote[0] in self._frontend.proxies:
+            given = head.get("X-Forwarded-For"), head.get("X-Forwarded-Proto")
+            remote, secure = self._frontend.proxies.client(remote, secure, *given)
+        self._exchange = Exchange(self, head, remote, secure)
         self._frontend.serve(self._exchange)
+
+    def _take_proxy_header(self) -> bool:
+        """Take the header of the PROXY protocol off; False when it is not there, yet or at all."""
+        try:
+            header = proxy_protocol.read(self._buffer)
+        except RelayError as error:
+            self._refuse(error)
+            return False
+        if header is None:
+            return False
+        self._proxy_header_is_due = False
+        del self._buffer[: header.size]
+        if header.source is not None:
+            self._peer = (plain_address(header.source[0]), header.source[1])
+        return True
 
     def look(self) -> None:
         """Cut it when its peer has left unseen, in the middle of its head or while it waits for its answer."""
