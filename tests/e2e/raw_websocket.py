@@ -70,6 +70,7 @@ class RawWebSocket:
         headers: further ones; names keep their case.
         ssl: for ``wss://``.
         receive_buffer: bytes that the system may hold for this socket; None for its own choice.
+        local_address: that it dials from; None for the system's choice.
     """
 
     def __init__(
@@ -80,11 +81,13 @@ class RawWebSocket:
         headers: Iterable[tuple[str, str]] = (),
         ssl: ssl_module.SSLContext | None = None,
         receive_buffer: int | None = None,
+        local_address: str | None = None,
     ) -> None:
         self._url = url
         self._request_headers = [*headers, *([("ServiceBusAuthorization", token)] if token is not None else [])]
         self._ssl = ssl
         self._receive_buffer = receive_buffer
+        self._local_address = local_address
         self._reader = asyncio.StreamReader()
         self._writer: asyncio.StreamWriter | None = None
         #: Headers of the 101, by name in lower case.
@@ -114,6 +117,8 @@ class RawWebSocket:
         sock.setblocking(False)
         if self._receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer)
+        if self._local_address is not None:
+            sock.bind((self._local_address, 0))
         await asyncio.get_running_loop().sock_connect(sock, (parts.hostname, parts.port))
         self._reader, self._writer = await asyncio.open_connection(
             sock=sock, ssl=self._ssl, server_hostname=parts.hostname if self._ssl else None, limit=2**16

