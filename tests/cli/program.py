@@ -25,7 +25,8 @@ COMMAND = (sys.executable, "-m", "trunkline")
 def environment(**extra: str) -> dict[str, str]:
     """The environment without what the caller of the tests has set for programs of his own."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TRUNKLINE_")}
-    return {**kept, "COLUMNS": "80", **extra}
+    # What is looked for in the log is written for people.
+    return {**kept, "COLUMNS": "80", "TRUNKLINE_LOG_FORMAT": "text", **extra}
 
 
 def trunkline(

@@ -26,6 +26,29 @@ async def nothing(node: Node) -> None:
     pass
 
 
+def test_whoever_set_logging_up_keeps_it(tmp_path: Path) -> None:
+    before, level = list(logging.root.handlers), logging.getLogger("trunkline").level
+    assert before  # of pytest
+    try:
+        node_process.log_to_stderr(settings(tmp_path, log_level="debug"))
+        assert logging.root.handlers == before
+        assert logging.getLogger("trunkline.relay").isEnabledFor(logging.DEBUG)
+    finally:
+        logging.getLogger("trunkline").setLevel(level)
+        logging.getLogger("trunkline.sdk").setLevel(logging.NOTSET)
+
+
+@pytest.mark.parametrize("chosen", ["text", "json"])
+def test_node_that_is_ready_says_so_in_the_format_of_the_log(
+    chosen: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "trunkline.node")
+    node_process.tell_ready("ready on https://localhost", settings(tmp_path, log_format=chosen))
+    plain = "ready on https://localhost\n"
+    told = [record.getMessage() + "\n" for record in caplog.records]
+    assert (capsys.readouterr().err, told) == ((plain, []) if chosen == "text" else ("", [plain]))
+
+
 async def test_node_runs_until_it_is_stopped(tmp_path: Path) -> None:
     process = NodeProcess(settings(tmp_path), None)
     ports: list[int] = []

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,11 +45,11 @@ rights = ["Listen"]
 
 
 @contextmanager
-def served(file: Path, *options: str) -> Iterator[tuple[Program, str]]:
+def served(file: Path, *options: str, env: Mapping[str, str] | None = None) -> Iterator[tuple[Program, str]]:
     """The node of `file` on free ports, and its HOST:PORT."""
-    with Program("serve", "--config", str(file), "--port", "0", "--admin-port", "0", *options) as node:
+    with Program("serve", "--config", str(file), "--port", "0", "--admin-port", "0", *options, env=env) as node:
         said = node.wait_for("admin on port")
-        port = said.partition("\nready on ")[2].partition(",")[0].rpartition(":")[2]
+        port = said.partition("ready on ")[2].partition(",")[0].rpartition(":")[2]
         yield node, f"localhost:{port}"
 
 
@@ -133,6 +134,32 @@ def test_sighup_applies_the_file_and_a_broken_one_changes_nothing(file: Path) ->
         node.process.send_signal(signal.SIGHUP)
         node.wait_for("removed hybrid connection myRelayNS/bills")
         node.wait_for("this waits for a restart: host")
+        assert node.interrupt() == 0
+
+
+def test_where_no_person_looks_every_line_is_json(file: Path) -> None:
+    env = {"TRUNKLINE_LOG_FORMAT": ""}
+    with Program("serve", "--config", str(file), "--port", "0", "--admin-port", "0", env=env) as node:
+        node.wait_for("files and sockets")
+        assert node.interrupt() == 0
+        lines = [json.loads(line) for line in node.stderr.splitlines()]
+    ready = next(line for line in lines if line["message"].startswith("ready on https://"))
+    assert (ready["level"], ready["logger"]) == ("info", "trunkline.node")
+    assert "draining for at most" in lines[-1]["message"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_sighup_changes_the_level_and_the_format_of_the_log(file: Path) -> None:
+    # Without the variable, which would be nearer than the file.
+    with served(file, env={"TRUNKLINE_LOG_FORMAT": ""}) as (node, _):
+        other = 'log_level = "warning"\nlog_format = "text"\nhost = "0.0.0.0"'
+        file.write_text(FILE.replace('host = "127.0.0.1"', other))
+        node.process.send_signal(signal.SIGHUP)
+        said = node.wait_for(" WARNING this waits for a restart: host\n")
+        assert "reloaded" not in said
+        file.write_text(FILE)
+        node.process.send_signal(signal.SIGHUP)
+        node.wait_for('"level": "info", "logger": "trunkline.node", "message": "reloaded"')
         assert node.interrupt() == 0
 
 

@@ -95,7 +95,10 @@ async def served_node(folder: Path, text: str = FILE) -> AsyncIterator[ServedNod
         "--config",
         str(file),
         stderr=asyncio.subprocess.PIPE,
-        env={name: value for name, value in os.environ.items() if not name.startswith("TRUNKLINE_")},
+        env={
+            **{name: value for name, value in os.environ.items() if not name.startswith("TRUNKLINE_")},
+            "TRUNKLINE_LOG_FORMAT": "text",
+        },
     )
     assert process.stderr is not None
     try:

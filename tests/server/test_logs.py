@@ -33,7 +33,7 @@ def record(message: str, error: BaseException | None = None, **extra: Any) -> lo
 @pytest.fixture
 def levels() -> Iterator[None]:
     """Puts the levels back."""
-    loggers = [logging.getLogger(name) for name in logs.PARTS.values()]
+    loggers = [logging.getLogger(name) for name in ("trunkline", "trunkline.relay", "trunkline.node")]
     before = [logger.level for logger in loggers]
     yield
     for logger, level in zip(loggers, before, strict=True):
@@ -124,7 +124,7 @@ def test_format_is_chosen_by_who_reads() -> None:
 
 def test_operations_are_told_at_their_level_with_their_fields(caplog: pytest.LogCaptureFixture, levels: None) -> None:
     log = logging.getLogger("trunkline.relay")
-    logs.set_level("all", "info")
+    logs.set_level("info")
     logs.write(log, logs.NEW_SENDER_REGISTERING, "not told at this level")
     logs.write(log, logs.LISTENER_UNRESPONSIVE, "100 % silent", id="1-ab")
     (told,) = caplog.records
@@ -132,21 +132,22 @@ def test_operations_are_told_at_their_level_with_their_fields(caplog: pytest.Log
     assert told.__dict__["fields"] == {"id": "1-ab"}
 
 
-def test_level_of_a_part_and_of_the_whole_can_be_changed(levels: None) -> None:
-    logs.set_level("all", "warning")
-    assert logs.levels() == {"all": "warning", "node": "warning", "relay": "warning", "entities": "warning"}
-    logs.set_level("relay", "debug")
-    assert logs.levels() == {"all": "warning", "node": "warning", "relay": "debug", "entities": "warning"}
-    assert logging.getLogger("trunkline.server.entities.catalog").getEffectiveLevel() == logging.WARNING
-    logs.set_level("all", "error")
-    assert set(logs.levels().values()) == {"error"}
+def test_level_of_one_logger_and_of_all_can_be_changed(levels: None) -> None:
+    logs.set_level("warning")
+    logs.set_level("debug", "trunkline.relay")
+    told = logs.levels()
+    assert (told["trunkline"], told["trunkline.relay"]) == ("WARNING", "DEBUG")
+    assert "trunkline.node" not in told
+    assert logging.getLogger("trunkline.node").getEffectiveLevel() == logging.WARNING
 
 
-def test_wrong_part_or_level_is_named_with_what_there_is() -> None:
-    with pytest.raises(InvalidSetting, match="no part 'sdk'; parts are all, node, relay, entities"):
-        logs.set_level("sdk", "info")
-    with pytest.raises(InvalidSetting, match="no level 'loud'; levels are debug, info, warning, error"):
-        logs.set_level("all", "loud")
+def test_wrong_logger_or_level_is_named_with_what_there_is(levels: None) -> None:
+    with pytest.raises(InvalidSetting, match="the logger 'asyncio' is not the node's: use trunkline or one below it"):
+        logs.set_level("info", "asyncio")
+    with pytest.raises(InvalidSetting, match="level 'loud' is none: use one of DEBUG, INFO, WARNING, ERROR"):
+        logs.set_level("loud")
+    with pytest.raises(InvalidSetting, match=r"level 'x{37}\.\.\.' is none"):
+        logs.set_level("x" * 100)
 
 
 def test_operations_are_named_once_and_as_the_real_service_does() -> None:

@@ -46,7 +46,7 @@ def well_known_key(rule: str) -> str:
     return base64.b64encode(hashlib.sha256(f"trunkline emulator {rule}".encode()).digest()).decode()
 
 
-@with_settings(["port", "admin_port", "tls", "preset", *LIMITS])
+@with_settings(["port", "admin_port", "tls", "preset", "log_format", "log_level", *LIMITS])
 def command(
     hybrid_connection: Annotated[
         list[str] | None,
@@ -91,7 +91,7 @@ def command(
     own["admin_socket"] = "admin.sock"
     process_settings = load(None, {**flags(settings), **own}).model_copy(update={"public_url": None})
     declaration = declare(names)
-    log_to_stderr()
+    log_to_stderr(process_settings)
 
     async def emulate() -> None:
         await check_is_for_emulator(process_settings.data)

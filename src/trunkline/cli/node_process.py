@@ -15,12 +15,13 @@ import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TextIO
 
 from trunkline.cli.event_loop import on_signal
 from trunkline.cli.failure import harmless, usage
 from trunkline.cli.systemd import ServiceManager
 from trunkline.protocol.errors import InvalidSetting, RelayError
+from trunkline.server import logs
 from trunkline.server.config.declarative import Declaration
 from trunkline.server.config.settings import NodeSettings
 from trunkline.server.node import HandedSockets, Node
@@ -35,11 +36,28 @@ FEW_DESCRIPTORS = 8_192
 TIME_TO_STOP = 15.0
 
 
-def log_to_stderr(level: int = logging.INFO) -> None:
-    """Show what the node does on stderr, one line for each event."""
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr)
+class _Stderr(logging.StreamHandler[TextIO]):
+    """The handler of `log_to_stderr`, told from those that others have set up."""
+
+
+def log_to_stderr(settings: NodeSettings) -> None:
+    """Show what the node does on stderr, one line for each event; called again when the settings have changed."""
+    # Nothing happens where somebody else has set logging up.
+    logging.basicConfig(level=logging.WARNING, handlers=[_Stderr(sys.stderr)])
+    for handler in logging.root.handlers:
+        if isinstance(handler, _Stderr):
+            handler.setFormatter(logs.formatter(settings.log_format, sys.stderr))
+    logs.set_level(settings.log_level)
     # What the SDK does for a demonstration is told by the demonstration.
     logging.getLogger("trunkline.sdk").setLevel(logging.WARNING)
+
+
+def tell_ready(text: str, settings: NodeSettings) -> None:
+    """Tell whoever started the node that it is ready: a line of its own, or one of the log where that is JSON."""
+    if isinstance(logs.formatter(settings.log_format, sys.stderr), logs.JsonFormatter):
+        log.info("%s", text)
+    else:
+        print(text, file=sys.stderr, flush=True)
 
 
 def open_all_descriptors() -> None:
@@ -133,12 +151,16 @@ class NodeProcess:
             self._reload.clear()
             assert self._reread is not None
             self._manager.reloading()
+            before = node.settings
             try:
                 waiting = await node.reload(*self._reread())
             except (RelayError, OSError) as error:
                 log.error("not reloaded, the node goes on as it was: %s", error)
                 self._manager.ready(f"ready on {node.url}, and not reloaded: {error}")
                 continue
+            if (before.log_format, before.log_level) != (node.settings.log_format, node.settings.log_level):
+                # Only then: an operator may have changed a level while the node ran.
+                log_to_stderr(node.settings)
             self._manager.ready(f"ready on {node.url}")
             log.info("reloaded")
             if waiting:

@@ -12,7 +12,7 @@ import typer
 from trunkline.cli import systemd
 from trunkline.cli.data_folder import check_is_for_node
 from trunkline.cli.event_loop import run
-from trunkline.cli.node_process import NodeProcess, log_to_stderr
+from trunkline.cli.node_process import NodeProcess, log_to_stderr, tell_ready
 from trunkline.cli.settings_options import flags, with_settings
 from trunkline.server.config import declarative
 from trunkline.server.config.declarative import Declaration
@@ -51,13 +51,13 @@ def command(
         return declaration, load(declaration, flags(settings))
 
     declaration, process_settings = read()
-    log_to_stderr()
+    log_to_stderr(process_settings)
 
     async def announce(node: Node) -> None:
         limit = descriptor_limit()
         files = "any number of" if limit == sys.maxsize else f"at most {limit}"
         where = f"ready on {node.url}, admin on port {node.admin_port}"
-        print(f"{where}, {files} files and sockets", file=sys.stderr, flush=True)
+        tell_ready(f"{where}, {files} files and sockets", process_settings)
 
     async def serve() -> None:
         await check_is_for_node(process_settings.data)

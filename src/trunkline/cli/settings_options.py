@@ -73,6 +73,7 @@ _METAVARS = {
     **{"admin_socket": "FILE|off", "admin_token": "TEXT"},
     **{"domain": "NAME", "data": "DIR", "public_url": "URL", "preset": "|".join(PRESETS)},
     **{"trusted_proxies": "ADDRESS,...", "proxy_protocol": "true|false"},
+    **{"log_format": "auto|text|json", "log_level": "debug|info|warning|error"},
 }
 
 

@@ -23,20 +23,11 @@ from trunkline.protocol.errors import InvalidSetting, one_line
 #: What stands before the name of an operation in the real service's log.
 PREFIX = "Microsoft.Relay/HybridConnections/"
 
-#: Parts whose level can be set apart, and their loggers; what is not named here follows the whole.
-PARTS: Mapping[str, str] = {
-    "all": "trunkline",
-    "node": "trunkline.node",
-    "relay": "trunkline.relay",
-    "entities": "trunkline.server.entities",
-}
+#: The logger above all others of a node.
+ALL = "trunkline"
 
-LEVELS: Mapping[str, int] = {
-    "debug": logging.DEBUG,
-    "info": logging.INFO,
-    "warning": logging.WARNING,
-    "error": logging.ERROR,
-}
+#: How grave an event is; a level lets through what is as grave, and graver.
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 FORMATS = ("auto", "text", "json")
 
@@ -201,31 +192,35 @@ def formatter(chosen: str, stream: IO[str]) -> logging.Formatter:
     return TextFormatter() if is_text else JsonFormatter()
 
 
-def set_level(part: str, level: str) -> None:
-    """Change what is logged, at once.
+def set_level(level: str, logger: str = ALL) -> None:
+    """Change how much is logged, at once.
 
     Args:
-        part: one of `PARTS`. A level for all of it is also that of each part.
-        level: one of `LEVELS`.
+        level: one of `LEVELS`, in any case.
+        logger: `ALL`, or one below it, which then has a level of its own.
 
     Raises:
-        InvalidSetting: there is no such part or level.
+        InvalidSetting: there is no such level, or the logger is not the node's.
     """
-    if part not in PARTS:
-        raise InvalidSetting(f"There is no part {part!r}; parts are {', '.join(PARTS)}")
-    if level not in LEVELS:
-        raise InvalidSetting(f"There is no level {level!r}; levels are {', '.join(LEVELS)}")
-    if part == "all":
-        for name in PARTS.values():
-            logging.getLogger(name).setLevel(logging.NOTSET)
-    logging.getLogger(PARTS[part]).setLevel(LEVELS[level])
+    if level.upper() not in LEVELS:
+        raise InvalidSetting(f"level {_shown(level)} is none: use one of {', '.join(LEVELS)}")
+    if logger != ALL and not logger.startswith(f"{ALL}."):
+        raise InvalidSetting(f"the logger {_shown(logger)} is not the node's: use {ALL} or one below it")
+    logging.getLogger(logger).setLevel(level.upper())
 
 
 def levels() -> dict[str, str]:
-    """The level in force of each part."""
-    return {
-        part: logging.getLevelName(logging.getLogger(name).getEffectiveLevel()).lower() for part, name in PARTS.items()
-    }
+    """The level of `ALL`, and of the loggers below that have one of their own."""
+    found = {ALL: logging.getLevelName(logging.getLogger(ALL).getEffectiveLevel())}
+    for name, logger in sorted(logging.Logger.manager.loggerDict.items()):
+        if name.startswith(f"{ALL}.") and isinstance(logger, logging.Logger) and logger.level:
+            found[name] = logging.getLevelName(logger.level)
+    return found
+
+
+def _shown(text: str) -> str:
+    text = one_line(text)
+    return repr(text if len(text) <= 40 else text[:37] + "...")
 
 
 class Throttle:

@@ -318,7 +318,7 @@ async def test_level_of_the_log_is_shown_and_changed(caplog: pytest.LogCaptureFi
 @pytest.mark.parametrize(
     ("query", "said"),
     [
-        ("", "use ?level= with one of DEBUG, INFO, WARNING, ERROR"),
+        ("", "level '' is none: use one of DEBUG, INFO, WARNING, ERROR"),
         ("?level=LOUD", "level 'LOUD' is none"),
         ("?level=INFO&logger=asyncio", "the logger 'asyncio' is not the node's"),
         ("?level=INFO&logger=trunklines", "use trunkline or one below it"),

@@ -223,6 +223,8 @@ OTHERS = {
     "preset": "azure",
     "trusted_proxies": ["10.0.0.0/8"],
     "proxy_protocol": True,
+    "log_format": "json",
+    "log_level": "debug",
 }
 #: What else a value needs.
 WITH = {"proxy_protocol": {"trusted_proxies": ["10.0.0.0/8"], "tls": "off"}}

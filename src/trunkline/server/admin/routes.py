@@ -23,7 +23,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mappi
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
-from trunkline.protocol.errors import ClosedByOperator, clean_phrase
+from trunkline.protocol.errors import ClosedByOperator, InvalidSetting, clean_phrase
+from trunkline.server import logs
 from trunkline.server.admin.doors import bears, is_loopback, is_meant_for
 from trunkline.server.admin.rows import Row, connection_row, listener_row
 from trunkline.server.relay.broker import Broker
@@ -36,8 +37,6 @@ log = logging.getLogger("trunkline.admin")
 
 # Rows that are made before others get their turn: about 5 ms of the loop.
 _ROWS_AT_ONCE = 200
-
-LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 Query = Mapping[str, str]
 
@@ -184,21 +183,17 @@ class Admin:
     # -- levels of the log
 
     async def _get_log_level(self, query: Query, what: str) -> Answer:
-        return json_answer(200, {"levels": _levels()})
+        return json_answer(200, {"levels": logs.levels()})
 
     async def _put_log_level(self, query: Query, what: str) -> Answer:
-        level, name = query.get("level", "").upper(), query.get("logger", _OURS)
-        if level not in LEVELS:
-            return _error(400, f"level {_short(level)!r} is none: use ?level= with one of {', '.join(LEVELS)}")
-        if name != _OURS and not name.startswith(f"{_OURS}."):
-            return _error(400, f"the logger {_short(name)!r} is not the node's: use {_OURS} or one below it")
-        logging.getLogger(name).setLevel(level)
-        log.warning("the log level of %s is %s from now on, by an operator", name, level)
-        return json_answer(200, {"levels": _levels()})
+        level, name = query.get("level", ""), query.get("logger", logs.ALL)
+        try:
+            logs.set_level(level, name)
+        except InvalidSetting as error:
+            return _error(400, error.message)
+        log.warning("the log level of %s is %s from now on, by an operator", name, level.upper())
+        return json_answer(200, {"levels": logs.levels()})
 
-
-# The logger above all others of the node.
-_OURS = "trunkline"
 
 _READING = ("GET", "HEAD")
 _HEALTH = ("/healthz", "/readyz")
@@ -235,15 +230,6 @@ def _is_wanted(row: Row, query: Query) -> bool:
         if name in query and query[name].strip("/").lower() != str(row[name]).lower():
             return False
     return "id" not in query or str(row["id"]).startswith(query["id"]) or row["tracking_id"] == query["id"]
-
-
-def _levels() -> dict[str, str]:
-    """The loggers of the node that have a level of their own, and the first of them all."""
-    own = {_OURS: logging.getLevelName(logging.getLogger(_OURS).getEffectiveLevel())}
-    for name, logger in sorted(logging.Logger.manager.loggerDict.items()):
-        if name.startswith(f"{_OURS}.") and isinstance(logger, logging.Logger) and logger.level:
-            own[name] = logging.getLevelName(logger.level)
-    return own
 
 
 def _error(status: int, line: str) -> Answer:

@@ -196,6 +196,12 @@ class NodeSettings(BaseSettings):
     preset: Literal["default", "azure"] = _setting(
         "default", "defaults of every limit; azure: as the real service was seen to do", "at once"
     )
+    log_format: Literal["auto", "text", "json"] = _setting(
+        "auto", "lines of the log: text for people, json for machines; auto: text on a terminal, else json", "at once"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = _setting(
+        "info", "how much is logged: this and what is graver", "at once"
+    )
     #: The limits that were set on the node itself; what was not set is decided by `preset`.
     limits: Mapping[str, Value] = Field(default_factory=dict)
 
