@@ -22,7 +22,7 @@ def test_help_has_examples_and_the_exit_status_and_fits_a_terminal(
     monkeypatch.setenv("COLUMNS", "80")
     assert run([command, "--help"]) == 0
     text = capsys.readouterr().out
-    assert f"Usage: trunkline {command} [OPTIONS]\n" in text
+    assert f"Usage: trunkline {command} [OPTIONS]" in text
     examples = text.partition("\n  Examples:\n")[2].partition("\n\n")[0].splitlines()
     assert examples and all(f"trunkline {command}" in line or f"$(trunkline {command})" in line for line in examples)
     assert "\n  Exit status:\n    0    " in text

@@ -19,6 +19,7 @@ FACTS = guide.Facts(
     send_connection_string="Endpoint=sb://localhost:8443/;SharedAccessKeyName=send;SharedAccessKey=b;EntityPath=test",
     manage_connection_string="Endpoint=sb://localhost:8443/;SharedAccessKeyName=all;SharedAccessKey=c",
     ca_file="/my data/ca.pem",
+    data="/my data",
 )
 
 
@@ -26,6 +27,7 @@ def test_page_says_how_to_get_in_and_how_to_trust() -> None:
     text = guide.text(FACTS)
     for words in (FACTS.url, FACTS.listen_connection_string, FACTS.send_connection_string, "/my data/ca.pem", "readyz"):
         assert words in text
+    assert "connections --data '/my data'" in text
     assert "NODE_EXTRA_CA_CERTS='/my data/ca.pem'" in text
 
 
@@ -59,4 +61,4 @@ def test_program_is_named_so_that_any_other_terminal_finds_it(tmp_path: Path, mo
 
 
 def test_facts_as_json_are_all_facts() -> None:
-    assert FACTS.as_json()["ca_file"] == "/my data/ca.pem" and len(FACTS.as_json()) == 7
+    assert FACTS.as_json()["ca_file"] == "/my data/ca.pem" and len(FACTS.as_json()) == 8

@@ -9,6 +9,8 @@ that was asked for is imported, so that ``trunkline --help`` is fast.
     listen, connect             the two sides of a connection             credentials, standard_streams
     connection-string, token    what others need to get in                credentials, rules
     doctor                      what is wrong on the way                  diagnosis, doctor_network, doctor_relay
+    listeners, connections      who is connected                          admin_client, listing
+    disconnect, log-level       what an operator does about it            admin_client
     failure                     every error as one line and its remedy
 """
 
@@ -36,6 +38,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "connection-string": ("connection_string", "Print a connection string."),
     "token": ("token", "Print a token, a shared access signature."),
     "doctor": ("doctor", "Find out what is wrong between here and a listener."),
+    "listeners": ("listeners", "Show who listens on a node that runs."),
+    "connections": ("connections", "Show the connections through a node that runs."),
+    "disconnect": ("disconnect", "Disconnect a listener or a connection."),
+    "log-level": ("log_level", "Show or change the levels of the log of a node that runs."),
 }
 
 _EXIT_STATUS = """\b

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import typer
+
 from trunkline.cli.failure import usage
 from trunkline.server.entities.administration import Administration
 from trunkline.server.entities.model import Namespace
@@ -16,6 +18,11 @@ from trunkline.server.entities.sqlite import SqliteStore
 #: The namespace of every emulator, and what its entities remember as the file that made them.
 NAMESPACE = "emulator"
 ORIGIN = "emulator"
+
+
+def emulator_folder() -> Path:
+    """The data folder of an emulator that was told of no other."""
+    return Path(typer.get_app_dir("trunkline")) / "emulator"
 
 
 async def check_is_for_emulator(folder: Path) -> None:

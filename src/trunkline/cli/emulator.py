@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from trunkline.cli import guide
-from trunkline.cli.data_folder import NAMESPACE, ORIGIN, check_is_for_emulator
+from trunkline.cli.data_folder import NAMESPACE, ORIGIN, check_is_for_emulator, emulator_folder
 from trunkline.cli.event_loop import run
 from trunkline.cli.failure import usage
 from trunkline.cli.node_process import NodeProcess, log_to_stderr
@@ -85,7 +85,7 @@ def command(
     names = list(dict.fromkeys(hybrid_connection_name(name.strip("/")) for name in hybrid_connection or ["test"]))
     if demo:
         names = [DEMO, *(name for name in names if name != DEMO)]
-    folder = data or Path(typer.get_app_dir("trunkline")) / "emulator"
+    folder = data or emulator_folder()
     # Whatever the environment says of another node: this one is for this computer, under its own name.
     own = {"host": host, "data": str(folder.absolute()), "admin_host": "127.0.0.1", "domain": "localhost"}
     own["admin_socket"] = "admin.sock"
@@ -144,6 +144,7 @@ def facts_of(node: Node, names: list[str]) -> guide.Facts:
         send_connection_string=_address(node, SEND_RULE, names[-1]),
         manage_connection_string=_address(node, MANAGE_RULE, None),
         ca_file=None if node.ca_file is None else str(node.ca_file),
+        data=str(node.settings.data),
     )
 
 

@@ -21,6 +21,7 @@ class Facts:
     manage_connection_string: str
     # None without TLS.
     ca_file: str | None
+    data: str
 
     def as_json(self) -> dict[str, object]:
         """The same for programs."""
@@ -61,6 +62,7 @@ def text(facts: Facts) -> str:
         f"to listen           {facts.listen_connection_string}",
         f"to send             {facts.send_connection_string}",
         f"health              {facts.admin_url}/readyz",
+        f"who is connected    {_program()} connections --data {shlex.quote(facts.data)}",
     ]
     if facts.ca_file is not None:
         lines += [f"CA file             {facts.ca_file}", "", "To trust it:"]

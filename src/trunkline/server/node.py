@@ -274,7 +274,8 @@ class Node:
         self._admin = [port, socket]
         await self._listen(port, "admin_", None)
         path = socket_path(self.settings)
-        bound = None if path is None else bind_socket(path)
+        # A node that keeps nothing has no folder for one.
+        bound = bind_socket(path) if path is not None and path.parent.is_dir() else None
         if bound is not None:
             loop = asyncio.get_running_loop()
             # Its file goes when it is closed.

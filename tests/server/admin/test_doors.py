@@ -143,7 +143,6 @@ def test_socket_is_in_the_data_folder_or_where_the_setting_says(tmp_path: Path) 
     assert socket_path(settings(data=tmp_path)) == tmp_path / "admin.sock"
     assert socket_path(settings(data=tmp_path, admin_socket=str(tmp_path / "other"))) == tmp_path / "other"
     assert socket_path(settings(data=tmp_path, admin_socket="off")) is None
-    assert socket_path(settings(data=tmp_path / "none")) is None
 
 
 def test_socket_is_for_the_owner_alone_before_anybody_can_connect(tmp_path: Path) -> None:

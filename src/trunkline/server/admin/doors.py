@@ -19,11 +19,14 @@ import secrets
 import socket
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trunkline.protocol.errors import InvalidSetting, InvalidUrl
 from trunkline.protocol.urls import split_authority
 from trunkline.server.config.settings import NodeSettings
-from trunkline.server.relay.frontend import RequestHead
+
+if TYPE_CHECKING:
+    from trunkline.server.relay.frontend import RequestHead
 
 log = logging.getLogger("trunkline.node")
 
@@ -119,11 +122,10 @@ def is_meant_for(head: RequestHead, admin_host: str) -> bool:
 
 
 def socket_path(settings: NodeSettings) -> Path | None:
-    """Where the Unix socket is; None: there is none, by its setting, by the system, or for want of a folder."""
-    path = settings.data / settings.admin_socket
-    if str(settings.admin_socket) == "off" or not hasattr(socket, "AF_UNIX") or not path.parent.is_dir():
+    """Where the Unix socket is; None: there is none, by its setting or by the system."""
+    if str(settings.admin_socket) == "off" or not hasattr(socket, "AF_UNIX"):
         return None
-    return path
+    return settings.data / settings.admin_socket
 
 
 def bind_socket(path: Path) -> socket.socket | None:

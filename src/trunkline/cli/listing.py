@@ -1,0 +1,232 @@
+"""Rows of a node as a table: for people on a terminal, tab-separated when piped, JSON for programs; once or again.
+
+On a terminal a watched table is redrawn in place. Piped, each look is a block, or with JSON a line, of its own. A node
+that is away is waited for.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from trunkline.cli.admin_client import NodeAway
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+Row = dict[str, Any]
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON: a list of objects, on one line.")]
+WatchOption = Annotated[bool, typer.Option("--watch", "-w", help="Look again and again, until Ctrl-C.")]
+EveryOption = Annotated[
+    float | None, typer.Option("--every", metavar="SECONDS", min=0.1, help="With --watch: how often. [default: 2]")
+]
+EVERY = 2.0
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column."""
+
+    title: str
+    #: Where its value stands in a row: ``sender.remote``. Programs get the value as it is.
+    key: str
+    #: Makes of the value what people read.
+    shown: Callable[[Any], str] = str
+    is_number: bool = False
+    #: Where a terminal is too narrow, the column of the highest rank is left out first, and those of 0 never.
+    rank: int = 0
+
+    def of(self, row: Row) -> Any:
+        """Its value in a row; None: not known."""
+        if self.key == "path":
+            return path_of(row)
+        value: Any = row
+        for part in self.key.split("."):
+            value = value[part]
+        return value
+
+    def cell(self, row: Row) -> str:
+        """The same for people."""
+        value = self.of(row)
+        return "-" if value is None else self.shown(value)
+
+
+def show(
+    rows: Callable[[], list[Row]],
+    columns: Sequence[Column],
+    *,
+    what: str,
+    as_json: bool,
+    watch: bool,
+    every: float | None,
+) -> None:
+    """Print what `rows` gives: once, or with `watch` or `every` until Ctrl-C.
+
+    Args:
+        rows: asks the node.
+        columns: of the table.
+        what: in the plural, for messages: "listeners".
+        every: seconds between two looks.
+
+    Raises:
+        Failure: the node refuses, or is not there at the first look.
+    """
+    if not watch and every is None:
+        _print(rows(), columns, what=what, as_json=as_json)
+        return
+    with _sigterm_ends():
+        if not as_json and sys.stdout.isatty():
+            _watch_on_terminal(rows, columns, what, every or EVERY)
+        else:
+            for found in _again(rows, every or EVERY):
+                if isinstance(found, NodeAway):
+                    print(f"{found.what}; trying again", file=sys.stderr, flush=True)
+                else:
+                    _print(found, columns, what=what, as_json=as_json)
+                    if not as_json:
+                        print()
+                    sys.stdout.flush()
+
+
+def _again(rows: Callable[[], list[Row]], every: float) -> Iterator[list[Row] | NodeAway]:
+    """What each look finds; that the node is away is told once, until it is back."""
+    yield rows()
+    away = False
+    while True:
+        time.sleep(every)
+        try:
+            found = rows()
+        except NodeAway as error:
+            if not away:
+                yield error
+            away = True
+        else:
+            away = False
+            yield found
+
+
+def _print(found: list[Row], columns: Sequence[Column], *, what: str, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(found))
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        console = Console()
+        console.print(table(found, columns, console.width) if found else f"no {what}")
+    else:
+        print("\t".join(column.title for column in columns))
+        for row in found:
+            print("\t".join("" if (value := column.of(row)) is None else str(value) for column in columns))
+
+
+def _watch_on_terminal(rows: Callable[[], list[Row]], columns: Sequence[Column], what: str, every: float) -> None:
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.text import Text
+
+    console = Console()
+    last: RenderableType = ""
+    with Live(console=console, auto_refresh=False) as live:
+        for found in _again(rows, every):
+            now = time.strftime("%H:%M:%S")
+            if isinstance(found, NodeAway):
+                # What was there stays to be read.
+                head = Text(f"{now}  {found.what}; trying again", style="red")
+            else:
+                head = Text(f"{now}  {len(found)} {what}, every {every:g} s; Ctrl-C ends", style="dim")
+                room = max(1, console.height - 3)
+                last = table(found[:room], columns, console.width) if found else ""
+                if len(found) > room:
+                    last = Group(last, Text(f"and {len(found) - room} more", style="dim"))
+            live.update(Group(head, last), refresh=True)
+
+
+def table(found: list[Row], columns: Sequence[Column], width: int) -> RenderableType:
+    """The rows as people read them, in at most `width` characters."""
+    from rich.table import Table
+    from rich.text import Text
+
+    kept = list(columns)
+    widths = {
+        column.title: max(len(column.title), *(len(column.cell(row)) for row in found)) + _GAP for column in columns
+    }
+    while sum(widths[column.title] for column in kept) > width and (least := max(kept, key=_rank)).rank:
+        kept.remove(least)
+    made = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
+    for column in kept:
+        # What a person has to type is shown whole.
+        shortest = widths[column.title] - _GAP if column.key == "id" else None
+        side: Literal["left", "right"] = "right" if column.is_number else "left"
+        made.add_column(column.title, justify=side, min_width=shortest, no_wrap=True, overflow="ellipsis")
+    for row in found:
+        # As text, and not as markup: a peer chooses some of it.
+        made.add_row(*(Text(column.cell(row)) for column in kept))
+    return made
+
+
+# Characters between two columns.
+_GAP = 2
+
+
+def _rank(column: Column) -> int:
+    return column.rank
+
+
+@contextmanager
+def _sigterm_ends() -> Iterator[None]:
+    """SIGTERM ends a watch as Ctrl-C does, with the terminal as it was."""
+
+    def end(*_: object) -> None:
+        raise typer.Exit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# -- cells for people
+
+
+def duration(seconds: float) -> str:
+    """Its two largest units: ``3h5m``."""
+    if seconds < 0:
+        return f"-{duration(-seconds)}"
+    left = int(seconds)
+    parts: list[str] = []
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count or parts or unit == "s":
+            parts.append(f"{count}{unit}")
+    return "".join(parts[:2])
+
+
+def size(count: float) -> str:
+    """Bytes with a unit: ``1.2 MiB``."""
+    if count < 1_000:
+        return f"{count:.0f} B"
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        count /= 1_024
+        if count < 1_000 or unit == "TiB":
+            break
+    return f"{count:.1f} {unit}"
+
+
+def rate(count: float) -> str:
+    """Bytes per second; nothing is a dash, so that what moves is seen."""
+    return f"{size(count)}/s" if count else "-"
+
+
+def path_of(row: Row) -> str:
+    """Names the hybrid connection, as the log does."""
+    return f"{row['namespace']}/{row['entity']}"
