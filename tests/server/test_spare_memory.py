@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from trunkline.server.spare_memory import ENOUGH, SpareMemory, release
+from trunkline.server.spare_memory import ENOUGH, EVERY, SpareMemory, release
 
 
-def released(*held: int) -> list[int]:
-    """At which of these looks memory is given back."""
+def released(*held: int, each: float = 0.0) -> list[int]:
+    """At which of these looks memory is given back, once it was in the beginning; `each` seconds lie between them."""
     times: list[int] = []
     looks: list[int] = []
     memory = SpareMemory(lambda: times.append(len(looks)))
+    memory.tick(1, 0)
+    memory.tick(0, 0)
+    times.clear()
     for count in held:
-        memory.tick(count)
+        memory.tick(count, len(looks) * each)
         looks.append(count)
     return times
 
@@ -24,6 +27,11 @@ def test_memory_is_given_back_once_when_a_flood_is_over() -> None:
 def test_memory_stays_while_connections_come_and_go() -> None:
     assert released(1_000, 900, 1_000, 700, 1_000) == []
     assert released(0, ENOUGH - 1, 0, 0, ENOUGH - 1) == []
+
+
+def test_memory_of_a_few_is_given_back_now_and_then_if_any_have_gone() -> None:
+    assert released(3, 2, 3, 2, 3, 2, each=EVERY / 3) == [3]
+    assert released(3, 3, 3, 3, 4, 4, each=EVERY) == []
 
 
 def test_what_the_c_library_holds_free_can_be_given_back() -> None:

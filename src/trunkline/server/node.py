@@ -448,7 +448,7 @@ class Node:
 
     def _look_at_memory(self, now: float) -> None:
         held = self._frontend.handshakes + len(self.broker.channels) + 2 * len(self.splicing)
-        self._spare_memory.tick(held)
+        self._spare_memory.tick(held, now)
 
     # -- stop
 
