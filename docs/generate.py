@@ -12,7 +12,9 @@ import contextlib
 import enum
 import inspect
 import io
+import logging
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -23,10 +25,15 @@ import typer.main
 from trunkline import cli
 from trunkline.cli.failure import explain
 from trunkline.protocol import control_channel, rendezvous
+from trunkline.protocol.causes import Cause
 from trunkline.protocol.errors import ERRORS, ConnectionRejected, RelayError
 from trunkline.protocol.limits import LIMITS, Limit, Scope
 from trunkline.protocol.transitions import final_states, render
+from trunkline.server import metrics
 from trunkline.server.config.settings import SETTINGS, Setting
+from trunkline.server.logs import FIELDS, INVALID_SAS_TOKEN, OPERATIONS, JsonFormatter, TextFormatter
+from trunkline.server.metrics import METRICS, Metric
+from trunkline.server.relay.journal import SPAN_ATTRIBUTES
 
 FOLDER = Path(__file__).parent
 NOTE = "<!-- Made by docs/generate.py from {source}; `make docs` writes it. Do not edit. -->\n\n"
@@ -182,6 +189,190 @@ def paragraphs(docstring: str) -> str:
     return text.strip().replace("``", "`")
 
 
+# --- docs/metrics.md ---
+
+
+def metrics_page() -> str:
+    """Every metric, how Prometheus gets it, and when to be woken."""
+    text = NOTE.format(source="METRICS in server/metrics.py")
+    text += """\
+# Metrics
+
+`GET /metrics` on the admin port answers in the text format of Prometheus. On a loopback address it is open; elsewhere
+it needs the [admin token](../SECURITY.md#the-admin-port).
+
+```yaml
+scrape_configs:
+  - job_name: trunkline
+    static_configs:
+      - targets: ["127.0.0.1:8081"]
+    # Where the admin port is not on loopback:
+    # authorization:
+    #   credentials_file: /etc/prometheus/trunkline-admin-token
+```
+
+## The metrics
+
+"""
+    text += table(("name", "type", "labels", "what", "Azure Monitor"), map(_metric_row, METRICS))
+    text += """
+Each metric with `namespace`, `entity` and `kind` is there for every hybrid connection that has been used since the
+node started, with a zero for all that has not happened yet. `relay_active_listeners`, `relay_active_connections` and
+`relay_waiting_senders` are there for all others too. What concerns a hybrid connection that does not exist, or not any
+more, has an empty `entity` and `kind`: names that somebody makes up become no labels. The counters of a hybrid
+connection go when it is deleted.
+
+On Linux there are also `process_cpu_seconds_total`, `process_resident_memory_bytes`, `process_virtual_memory_bytes`,
+`process_start_time_seconds`, `process_open_fds` and `process_max_fds`: files and sockets that are open, and their
+limit.
+
+The names in the last column are those of Azure Monitor. `...-TotalRequests` is the sum over `result`, and
+`BytesTransferred` the sum over `direction`.
+
+A frame costs nothing for all that: its connection counts it, and the counts are added up when somebody asks. An answer
+with 100 hybrid connections and 5,000 connections has 8,000 lines and takes 65 ms of one core. It is written in
+pieces, and connections go on between them: they wait for at most 15 ms, most of it while the 5,000 are added up.
+
+## Values of labels
+
+"""
+    labels = (label for metric in METRICS for label in metric.labels)
+    lists = {label: values for label, values in labels if label != "reason" and values}
+    text += table(("label", "values"), ((code(label), ", ".join(map(code, values))) for label, values in lists.items()))
+    text += "\n`kind` is `hybrid_connection`. `reason` has other values in each metric:\n\n"
+    text += table(
+        ("metric", "values of `reason`"),
+        (
+            (code(metric.name), ", ".join(map(code, values)))
+            for metric in METRICS
+            for label, values in metric.labels
+            if label == "reason" and metric is not metrics.REFUSALS
+        ),
+    )
+    text += """
+`relay_refusals_total` has the name of each [error](errors.md) in this spelling. Why something ended:
+
+"""
+    text += table(("reason", "what it means"), ((code(cause.label), cause.value) for cause in Cause))
+    text += """
+## Alerts
+
+Connections fail, they take long, or nobody listens any more where somebody did:
+
+```yaml
+groups:
+  - name: trunkline
+    rules:
+      - alert: ConnectionsFail
+        expr: >
+          sum by (namespace, entity) (rate(relay_sender_connections_total{result!="success"}[5m]))
+          / sum by (namespace, entity) (rate(relay_sender_connections_total[5m])) > 0.05
+        for: 5m
+      - alert: ConnectionsAreSlow
+        expr: >
+          histogram_quantile(0.95,
+            sum by (namespace, entity, le) (rate(relay_connect_seconds_bucket[5m]))) > 1
+        for: 5m
+      - alert: ListenerLost
+        expr: >
+          relay_active_listeners == 0 and max_over_time(relay_active_listeners[1h]) > 0
+        for: 1m
+```
+
+## OpenTelemetry
+
+With the extra (`pip install trunkline[opentelemetry]`) and the setting `opentelemetry = true`, a node sends the same
+metrics to a collector, under these names, and a span for each sender that a listener was sought for. Where to is said
+by the [variables of OpenTelemetry](https://opentelemetry.io/docs/specs/otel/protocol/exporter/), such as
+`OTEL_EXPORTER_OTLP_ENDPOINT`; the protocol is OTLP over HTTP. A counter that is 0 is left out. A node that stops sends
+what it has; where the collector does not answer, it gives up after four seconds at most.
+
+"""
+    text += table(("name", "instrument", "unit", "is"), map(_instrument_row, METRICS))
+    text += """
+The span `relay.rendezvous` begins with the sender's request and ends with its answer. Its attributes:
+
+"""
+    text += table(("attribute", "what"), ((code(name), what) for name, what in SPAN_ATTRIBUTES.items()))
+    return text
+
+
+def _metric_row(metric: Metric) -> tuple[str, ...]:
+    labels = ", ".join(map(code, metric.label_names))
+    return code(metric.name), metric.kind, labels, plain(metric.help), "<br>".join(map(code, metric.azure))
+
+
+def _instrument_row(metric: Metric) -> tuple[str, ...]:
+    instrument = {"counter": "observable counter", "gauge": "observable gauge", "histogram": "histogram"}[metric.kind]
+    return code(metric.dotted), instrument, code(metric.unit), code(metric.name)
+
+
+# --- docs/logs.md ---
+
+
+def _example_line() -> logging.LogRecord:
+    """A refusal, as `relay.journal` tells it."""
+    fields = {
+        "activityId": "23f1678b-0a9d-4d7c-8e80-0a05c220048a",
+        "endpoint": "sb://myRelayNS/orders",
+        "remote": "10.0.0.9",
+        "client": "unknown",
+        "status": 401,
+        "error": "invalid_signature",
+        "reason": "InvalidSignature: The token has an invalid signature",
+    }
+    message = "refused sender at {endpoint} from {remote}: {status} {reason}. TrackingId:{activityId}".format(**fields)
+    record = logging.LogRecord("trunkline.relay", logging.INFO, "", 0, message, None, None)
+    # 2026-11-25 10:04:33.671 UTC
+    record.created, record.msecs = 1_795_601_073.671, 671.0
+    record.__dict__.update(operation=INVALID_SAS_TOKEN, fields=fields)
+    return record
+
+
+def _example_lines() -> str:
+    people = TextFormatter()
+    people.converter = time.gmtime
+    lines = (("text", people.format(_example_line())), ("json", JsonFormatter().format(_example_line())))
+    return "\n".join(f"```{language}\n{line}\n```\n" for language, line in lines)
+
+
+def logs_page() -> str:
+    """What a node logs, for people and for machines."""
+    text = NOTE.format(source="OPERATIONS and FIELDS in server/logs.py")
+    text += """\
+# The log
+
+A node writes one line for each event to stderr: on a terminal as text for people, elsewhere as JSON for machines. The
+setting `log_format` chooses one of them for both. No line holds a key, a token, or the secret of a rendezvous, and no
+peer can end a line or send codes to a terminal, whatever it writes.
+
+{examples}
+Every control channel and every connection has a line when it begins and one when it ends. The last one has all numbers:
+how long it was there, messages and bytes each way, and why it ended.
+
+## How much
+
+The setting `log_level` is `debug`, `info` (the default), `warning` or `error`. SIGHUP takes another one over, and
+`PUT /log-level?level=debug` on the admin port changes it until the node ends; with `&logger=trunkline.relay`, for one
+part alone.
+
+Refusals of one kind are told ten times in a second at most. What comes beyond is counted, and told as a number: `and
+4,312 more were refused with invalid_signature in 1.0 s`.
+
+## Operations
+
+The names are those of the real service's diagnostic log (category HybridConnectionsEvent). Those of its names that are
+missing here concern [HTTP requests, which are not relayed yet](out-of-scope.md).
+
+"""
+    text = text.replace("{examples}\n", _example_lines())
+    rows = ((code(each.name), logging.getLevelName(each.level).lower(), each.when) for each in OPERATIONS)
+    text += table(("operation", "level", "when"), rows)
+    text += "\n## Fields of a line of JSON\n\nA field that says nothing about an event is not there.\n\n"
+    text += table(("field", "what"), ((code(name), what) for name, what in FIELDS.items()))
+    return text
+
+
 # --- docs/state-machines.md ---
 
 
@@ -242,6 +433,8 @@ _WIDTH = {"terminal_width": HELP_WIDTH, "max_content_width": HELP_WIDTH}
 PAGES: Mapping[str, Callable[[], str]] = {
     "settings.md": settings,
     "errors.md": errors,
+    "metrics.md": metrics_page,
+    "logs.md": logs_page,
     "state-machines.md": state_machines,
     "cli.md": command_line,
 }

@@ -74,6 +74,7 @@ _METAVARS = {
     **{"domain": "NAME", "data": "DIR", "public_url": "URL", "preset": "|".join(PRESETS)},
     **{"trusted_proxies": "ADDRESS,...", "proxy_protocol": "true|false"},
     **{"log_format": "auto|text|json", "log_level": "debug|info|warning|error"},
+    **{"opentelemetry": "true|false"},
 }
 
 

@@ -8,6 +8,7 @@
     tls           certificates: from files, or from the node's own development authority
     metrics       what is counted: one table, and plain integers
     exposition    the metrics as Prometheus reads them
+    telemetry     the metrics and spans as OpenTelemetry takes them
     logs          what is told: one table of operations, lines for people or JSON
     spare_memory  gives memory back to the system after a flood
     status        health and readiness

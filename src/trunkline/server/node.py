@@ -67,6 +67,7 @@ from trunkline.server.relay.sockets import TLS_READ_SIZE, has_descriptors, lengt
 from trunkline.server.relay.splicing import Splicing
 from trunkline.server.spare_memory import SpareMemory
 from trunkline.server.status import Answer, Phase
+from trunkline.server.telemetry import Telemetry
 from trunkline.server.tls import Certificates
 
 try:
@@ -210,6 +211,7 @@ class Node:
         self._admin: list[Frontend] = []
         self._certificates: Certificates | None = None
         self._spare_memory = SpareMemory()
+        self._telemetry: Telemetry | None = None
 
     def __repr__(self) -> str:
         return f"<Node {self.phase} {self.counts()}>"
@@ -244,6 +246,9 @@ class Node:
         self.catalog.subscribe(self._changed)
         for work in (self.catalog.follow(self._store), self._watch_the_clock()):
             _ = self._watches.spawn(work)
+        if self.settings.opentelemetry:
+            self._telemetry = telemetry = Telemetry(self.measure, self.tallies)
+            self.journal.on_sought = lambda each: telemetry.sought(each.began_at, each.lasted, each.attributes)
         await self._open_admin()
         context = None
         if self.settings.tls != "off":
@@ -519,6 +524,10 @@ class Node:
                     await server.wait_closed()
         await self._tasks.finish(within=FAREWELL)
         await self._watches.finish(within=0)
+        if self._telemetry is not None:
+            # Behind the last connection: it sends what that has left.
+            telemetry, self._telemetry = self._telemetry, None
+            await telemetry.close()
         if self._store is not None:
             await self._store.close()
 

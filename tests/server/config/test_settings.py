@@ -225,6 +225,7 @@ OTHERS = {
     "proxy_protocol": True,
     "log_format": "json",
     "log_level": "debug",
+    "opentelemetry": True,
 }
 #: What else a value needs.
 WITH = {"proxy_protocol": {"trusted_proxies": ["10.0.0.0/8"], "tls": "off"}}

@@ -202,6 +202,11 @@ class NodeSettings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
         "info", "how much is logged: this and what is graver", "at once"
     )
+    opentelemetry: Annotated[bool, BeforeValidator(_flag)] = _setting(
+        False,
+        "send metrics and spans to the collector that the OTEL_... variables name; needs trunkline[opentelemetry]",
+        "restart",
+    )
     #: The limits that were set on the node itself; what was not set is decided by `preset`.
     limits: Mapping[str, Value] = Field(default_factory=dict)
 

@@ -12,7 +12,7 @@ What is counted for an entity that does not exist (any more) goes to the tally o
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from trunkline.protocol.causes import Cause
@@ -39,6 +39,18 @@ _WEBSOCKET = "websocket"
 _WHO = {Action.LISTEN: "listener", Action.CONNECT: "sender"}
 
 
+#: Attributes of the span of a sender that a listener was sought for.
+SPAN_ATTRIBUTES: Mapping[str, str] = {
+    "relay.tracking_id": "the tracking id",
+    "relay.namespace": "name of the namespace",
+    "relay.entity": "name of the hybrid connection",
+    "relay.rule": "authorization rule that let the sender in; not there for an anonymous one",
+    "relay.outcome": "joined, rejected (by the listener), refused (by the relay) or left (the sender did)",
+    "http.response.status_code": "what the sender was answered; not there when it left",
+    "error.type": "name of the error that it was refused with",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Sought:
     """One sender for whom a listener was sought, when that is over."""
@@ -53,6 +65,21 @@ class Sought:
     status: int | None
     # Name of the error that it was refused with, as the metrics have it.
     error: str | None = None
+
+    @property
+    def attributes(self) -> dict[str, str | int]:
+        """Those of its span, see `SPAN_ATTRIBUTES`."""
+        admitted = self.admitted
+        known: dict[str, str | int | None] = {
+            "relay.tracking_id": admitted.tracking_id,
+            "relay.namespace": admitted.namespace.name,
+            "relay.entity": admitted.entity.name,
+            "relay.rule": None if admitted.grant is None else admitted.grant.rule,
+            "relay.outcome": self.outcome,
+            "http.response.status_code": self.status,
+            "error.type": self.error,
+        }
+        return {name: value for name, value in known.items() if value is not None}
 
 
 class Journal:
