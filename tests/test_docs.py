@@ -24,6 +24,8 @@ from trunkline.protocol.limits import LIMITS
 from trunkline.sdk import Connection, HybridConnectionClient
 from trunkline.server.config import declarative
 from trunkline.server.config.settings import SETTINGS, load
+from trunkline.server.logs import FIELDS, OPERATIONS
+from trunkline.server.metrics import METRICS
 from trunkline.testing import relay_node
 
 ROOT = Path(__file__).parent.parent
@@ -218,6 +220,36 @@ def test_every_setting_error_and_command_is_in_its_page() -> None:
     assert [name for name in LIMITS if f"| `{name}` |" not in settings] == []
     assert [kind.__name__ for kind in ERRORS if f"### {kind.__name__}\n" not in errors] == []
     assert [name for name in COMMANDS if f"## trunkline {name}\n" not in commands] == []
+
+
+def test_every_metric_and_every_field_of_the_log_is_in_its_page() -> None:
+    numbers, lines = ((DOCS / name).read_text() for name in ("metrics.md", "logs.md"))
+    for metric in METRICS:
+        assert f"| `{metric.name}` | {metric.kind} |" in numbers and f"| `{metric.dotted}` |" in numbers
+        assert [name for name in (*metric.azure, *metric.label_names) if f"`{name}`" not in numbers] == []
+    assert [each.name for each in OPERATIONS if f"| `{each.name}` |" not in lines] == []
+    assert [name for name in FIELDS if f"| `{name}` |" not in lines] == []
+
+
+_SELECTOR = re.compile(r"\b(relay_\w+?)(_bucket|_sum|_count)?(?:\{([^}]*)\})?(?![\w{])")
+
+
+def test_alerts_ask_for_metrics_and_labels_that_there_are() -> None:
+    by_name = {metric.name: metric for metric in METRICS}
+    alerts = [block.text for block in blocks(DOCS / "metrics.md") if "alert:" in block.text]
+    expressions = re.findall(r"expr: >\n((?: {10}.*\n)+)", "".join(alerts))
+    assert len(expressions) == 3
+    for expression in expressions:
+        selectors = list(_SELECTOR.finditer(expression))
+        assert selectors
+        for name, suffix, matchers in (selector.groups() for selector in selectors):
+            metric = by_name[name]
+            assert (suffix is not None) == (metric.kind == "histogram"), name
+            known = dict(metric.labels)
+            for label, value in re.findall(r'(\w+)!?=~?"(\w*)"', matchers or ""):
+                assert value in known[label], f"{name}: {label}={value}"
+            for grouped in re.findall(r"by \(([^)]*)\)", expression):
+                assert set(grouped.split(", ")) <= {*metric.label_names, "le"}, f"{name} by {grouped}"
 
 
 def test_every_setting_is_a_flag_of_serve() -> None:
