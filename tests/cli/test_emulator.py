@@ -35,6 +35,8 @@ def test_emulator_gives_all_that_a_client_needs(tmp_path: Path) -> None:
             assert "'Send' claim(s)" in failure_of(*listen_only, status=1, env=trust)
         with urllib.request.urlopen(f"{facts['admin_url']}/readyz") as answer:
             assert answer.status == 200
+        assert facts["data"] == str(tmp_path)
+        assert trunkline("listeners", "--data", facts["data"]).stdout.startswith(b"ID\tENTITY\tSTATE\t")
         # The same keys everywhere, and in no line that is logged.
         assert well_known_key("listen") in facts["listen_connection_string"]
         assert "SharedAccessKey=" not in emulator.stderr

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from trunkline.cli.admin_client import Door
 from trunkline.testing import relay_node
 from wire.addresses import Addresses
 from wire.node_script import NodeScript
@@ -111,6 +112,34 @@ async def test_hyco_listener_is_closed_with_1008_when_its_token_ends(
             assert lost["code"] == 1008 and "ExpiredToken" in lost["reason"] and "TrackingId:" in lost["reason"]
             # hyco-ws tries again with the same token, and is refused.
             assert "(401)" in (await listener.expect("error"))["message"]
+
+
+async def test_hyco_listener_comes_back_when_an_operator_disconnects_it_and_its_connections_go_on(
+    node_script: Callable[..., NodeScript],
+) -> None:
+    async with relay_node(tls=True) as node:
+        at = Addresses(node.connection_string())
+        assert node.ca_file is not None
+        admin = Door("the node", socket=node.ca_file.parent / "admin.sock")
+        async with (
+            node_script("listener", ca_file=node.ca_file, url=at.listen_url, token=at.token_options()) as listener,
+            node_script("sender", ca_file=node.ca_file) as sender,
+        ):
+            await listener.expect("listening")
+            await exchange(sender, at, 1)
+            [there] = (await asyncio.to_thread(admin.ask, "GET", "listeners"))["listeners"]
+            await asyncio.to_thread(admin.ask, "DELETE", "listeners", there["id"])
+            lost = await listener.expect("lost")
+            assert lost["code"] == 1008 and "An operator of the relay closed this" in lost["reason"]
+            await listener.expect("listening")
+            await exchange(sender, at, 2)
+            first, second = (await asyncio.to_thread(admin.ask, "GET", "connections"))["connections"]
+            assert first["listener"]["id"] == there["id"] != second["listener"]["id"]
+            await asyncio.to_thread(admin.ask, "DELETE", "connections", first["id"])
+            for end in (sender, listener):
+                closed = await end.expect("closed", n=1)
+                assert closed["code"] == 1008 and "An operator of the relay closed this" in closed["reason"]
+            await exchange(sender, at, 3)
 
 
 @pytest.mark.parametrize("wrong", ["nonsense", "another key"])

@@ -458,6 +458,31 @@ async def test_a_peer_that_lingers_after_its_answer_is_cut() -> None:
         await until(lambda: not port.frontend.connections)
 
 
+@pytest.mark.parametrize("stops", [False, True])
+async def test_a_peer_has_time_for_a_long_answer_as_long_as_it_reads(stops: bool) -> None:
+    body = bytes(range(250)) * 80_000
+    async with Port(lambda exchange: None) as port, await port.dial() as peer:
+        peer.send(handshake("/"))
+        (await port.exchange()).respond(200, body=body)
+        await peer.answer()
+        transport = port.newest._transport
+        assert transport is not None
+        got = b""
+        while len(got) < 12_000_000:
+            goal = transport.get_write_buffer_size() - 1_000_000
+            got += await peer.read(4_000_000)
+            await until(lambda goal=goal: transport.get_write_buffer_size() < goal)  # type: ignore[misc]
+            port.pass_time(LINGER)
+            assert port.frontend.connections
+        if stops:
+            # What is on the way still fills the reader of the test.
+            while port.frontend.connections:
+                port.pass_time(LINGER)
+                await asyncio.sleep(0)
+        else:
+            assert got + await peer.to_end() == body
+
+
 @pytest.mark.parametrize(
     ("phrase", "sent"),
     [

@@ -334,7 +334,10 @@ class Frontend:
             )
         for connection in list(self.connections):
             connection.look()
-        for overdue, act in ((self.heads, FrontendProtocol.head_overdue), (self.lingering, FrontendProtocol.abort)):
+        for overdue, act in (
+            (self.heads, FrontendProtocol.head_overdue),
+            (self.lingering, FrontendProtocol.linger_overdue),
+        ):
             for connection, deadline in list(overdue.items()):
                 if deadline > now:
                     break
@@ -353,6 +356,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         "_peer",
         "_proxy_header_is_due",
         "_transport",
+        "_unsent",
         "_was_read",
     )
 
@@ -367,6 +371,8 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         # Address and port of the other end, or of the one whose connection it passes on.
         self._peer = ("0.0.0.0", 0)
         self._proxy_header_is_due = False
+        # Bytes of its answer that the transport still held when its time was over last.
+        self._unsent = 0
         # Since the last look; see `is_lost`.
         self._was_read = False
 
@@ -533,6 +539,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         ]
         transport.write("\r\n".join((*lines, "", "")).encode("latin-1", "replace") + (b"" if head_only else body))
         self._buffer.clear()
+        self._unsent = transport.get_write_buffer_size()
         self._frontend.lingering[self] = self._frontend.clock() + LINGER
         if self._paused:
             self._paused = False
@@ -543,6 +550,16 @@ class FrontendProtocol(asyncio.BufferedProtocol):
             # TLS cannot end one direction: closing says so with a close_notify, reads and drops what still comes, and
             # waits for the peer.
             transport.close()
+
+    def linger_overdue(self) -> None:
+        """Cut it, unless it has a long answer (of the admin port) and has read some of it in the meantime."""
+        before, self._unsent = self._unsent, self._transport.get_write_buffer_size() if self._transport else 0
+        if 0 < self._unsent < before:
+            # Behind the others, so that they stay in the order of their deadlines.
+            del self._frontend.lingering[self]
+            self._frontend.lingering[self] = self._frontend.clock() + LINGER
+        else:
+            self.abort()
 
     def hold(self) -> None:
         """Read no more, and keep nothing of what came behind the head."""
