@@ -2,7 +2,8 @@
 
 An `async def test_...` runs on each event loop that users run: uvloop (where there is one) and plain asyncio.
 The mark `loop("asyncio")` keeps a test to one of them. Async fixtures do not exist here: what needs closing
-is opened with `async with` in the test itself, so that a test reads from top to bottom.
+is opened with `async with` in the test itself, so that a test reads from top to bottom. With
+TRUNKLINE_EVENT_LOOP=asyncio in the environment every test runs on plain asyncio, as where there is no uvloop.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
     del os.environ[name]
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop] | None] = {"asyncio": None}
-if sys.platform != "win32":
+if sys.platform != "win32" and os.environ.get("TRUNKLINE_EVENT_LOOP") != "asyncio":
     import uvloop
 
     LOOPS = {"uvloop": uvloop.new_event_loop, **LOOPS}

@@ -11,6 +11,7 @@ import pytest
 import typer
 
 from trunkline.cli.event_loop import run
+from trunkline.cli.failure import Failure
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
@@ -25,6 +26,30 @@ def test_variable_chooses_the_loop(name: str, module: str, monkeypatch: pytest.M
     monkeypatch.setenv("TRUNKLINE_EVENT_LOOP", name)
     run(look())
     assert seen == [module]
+
+
+@pytest.mark.parametrize(("setting", "module"), [("asyncio", "asyncio"), ("uvloop", "uvloop"), ("auto", "uvloop")])
+def test_setting_comes_before_the_variable(setting: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    async def look() -> None:
+        seen.append(type(asyncio.get_running_loop()).__module__.partition(".")[0])
+
+    monkeypatch.setenv("TRUNKLINE_EVENT_LOOP", "asyncio" if setting != "asyncio" else "uvloop")
+    run(look(), loop=setting)
+    assert seen == [module]
+
+
+def test_where_there_is_no_uvloop_the_loop_of_python_does_unless_uvloop_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def nothing() -> None:
+        pass
+
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    run(nothing(), loop="auto")
+    with pytest.raises(Failure, match="no uvloop"):
+        run(nothing(), loop="uvloop")
 
 
 def test_sigterm_cancels_and_gives_143() -> None:

@@ -543,6 +543,24 @@ async def test_reloading_takes_other_settings_over_and_names_those_that_wait_for
             await peer.leave()
 
 
+async def test_reloading_takes_another_admin_token_over(tmp_path: Path) -> None:
+    async with new_node() as node:
+        assert (await asked(node, "/listeners", token=ADMIN_TOKEN))[0] == 200
+        assert await node.reload(None, settings(admin_token="another-token-of-the-operator")) == ()
+        assert (await asked(node, "/listeners", token=ADMIN_TOKEN))[0] == 401
+        assert (await asked(node, "/listeners", token="another-token-of-the-operator"))[0] == 200
+    # One that is kept in a file is read again.
+    kept = settings(admin_token=None, data=tmp_path)
+    async with Node(kept, declared(), store=SqliteStore(":memory:")) as node:
+        (tmp_path / "admin-token").write_text("a-token-that-was-put-there\n")
+        await node.reload(None)
+        assert (await asked(node, "/listeners", token="a-token-that-was-put-there"))[0] == 200
+        (tmp_path / "admin-token").write_text("")
+        with pytest.raises(InvalidSetting, match="holds no token"):
+            await node.reload(declared("another"))
+        assert node.catalog.get(hybrid_connection_id(namespace_id(NAMESPACE), "another")) is None
+
+
 async def test_a_reload_counts_the_room_that_its_own_settings_give() -> None:
     async with new_node(limits={"max_hybrid_connections": 1}) as node:
         less = settings(limits={"max_hybrid_connections": 2})

@@ -116,7 +116,7 @@ def command(
         if once and not done.is_set() and process.ended_by is not None:
             raise typer.Exit(128 + process.ended_by)
 
-    run(emulate())
+    run(emulate(), loop=process_settings.event_loop)
 
 
 def declare(names: list[str]) -> Declaration:

@@ -5,19 +5,33 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import typer
 
-#: Names the event loop for one run: ``asyncio`` or ``uvloop``; unset: the better one that is there.
+from trunkline.cli.failure import Failure, usage
+
+#: Names the event loop of a command: ``asyncio`` or ``uvloop``; unset, or ``auto``: the better one that is there.
 LOOP_VARIABLE = "TRUNKLINE_EVENT_LOOP"
 
 
-def run(work: Coroutine[Any, Any, None]) -> None:
-    """Run `work` to its end; SIGTERM cancels it and exits with 143, Ctrl-C with 130."""
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+def run(work: Coroutine[Any, Any, None], *, loop: str | None = None) -> None:
+    """Run `work` to its end; SIGTERM cancels it and exits with 143, Ctrl-C with 130.
+
+    Args:
+        work: what is to be done.
+        loop: as the setting `event_loop` names it; None: as the environment does.
+
+    Raises:
+        Failure: uvloop is wanted, and is not there.
+    """
+    try:
+        factory = _loop_factory(loop or os.environ.get(LOOP_VARIABLE, ""))
+    except Failure:
+        work.close()
+        raise
+    with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(_ended_by_sigterm(work))
 
 
@@ -49,11 +63,13 @@ def on_signal(number: int, callback: Callable[[], None]) -> None:
         signal.signal(number, lambda *_: loop.call_soon_threadsafe(callback))
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    if os.environ.get(LOOP_VARIABLE) == "asyncio" or sys.platform == "win32":
+def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if name == "asyncio":
         return None
     try:
         import uvloop
-    except ImportError:
+    except ImportError:  # there is none for Windows
+        if name == "uvloop":
+            raise usage("There is no uvloop here", "install it, or leave event_loop to asyncio") from None
         return None
     return uvloop.new_event_loop

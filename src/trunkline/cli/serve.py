@@ -65,4 +65,4 @@ def command(
         process = NodeProcess(process_settings, declaration, reread=read, sockets=sockets, manager=manager)
         await process.run(announce)
 
-    run(serve())
+    run(serve(), loop=process_settings.event_loop)

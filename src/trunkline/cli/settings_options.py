@@ -72,7 +72,7 @@ _METAVARS = {
     **{"host": "ADDRESS", "admin_host": "ADDRESS", "port": "PORT", "admin_port": "PORT", "tls": "development|off"},
     **{"admin_socket": "FILE|off", "admin_token": "TEXT"},
     **{"domain": "NAME", "data": "DIR", "public_url": "URL", "preset": "|".join(PRESETS)},
-    **{"trusted_proxies": "ADDRESS,...", "proxy_protocol": "true|false"},
+    **{"trusted_proxies": "ADDRESS,...", "proxy_protocol": "true|false", "event_loop": "auto|uvloop|asyncio"},
     **{"log_format": "auto|text|json", "log_level": "debug|info|warning|error"},
     **{"opentelemetry": "true|false"},
 }

@@ -207,7 +207,8 @@ class Node:
             proxies=TrustedProxies(settings.trusted_proxies),
             proxy_protocol=settings.proxy_protocol,
         )
-        # The two doors of the admin port: the port itself, and the Unix socket. Made when the node starts.
+        # The admin port and its two doors: the port itself, and the Unix socket. Made when the node starts.
+        self._routes: Admin | None = None
         self._admin: list[Frontend] = []
         self._certificates: Certificates | None = None
         self._spare_memory = SpareMemory()
@@ -260,7 +261,7 @@ class Node:
 
     async def _open_admin(self) -> None:
         """Open the admin port and its Unix socket."""
-        admin = Admin(
+        admin = self._routes = Admin(
             token=token_of(self.settings),
             host=self.settings.admin_host,
             broker=self.broker,
@@ -343,12 +344,15 @@ class Node:
                 (StoreError) may have some of the entities.
         """
         settings, waiting = in_force(self.settings, settings or self.settings)
-        # What can be refused comes first: the certificates, then the declaration with the room that it needs.
+        # What can be refused comes first: the admin token, the certificates, then the declaration with its room.
+        token = token_of(settings)
         if self._certificates is not None:
             self._certificates.check(settings)
         if declaration is not None:
             await self._declare(declaration, settings)
         self._take_settings(settings)
+        if self._routes is not None:
+            self._routes.take_token(token)
         if declaration is not None:
             assert self._store is not None
             await self.catalog.wait_applied(await self._store.revision())

@@ -223,6 +223,7 @@ OTHERS = {
     "preset": "azure",
     "trusted_proxies": ["10.0.0.0/8"],
     "proxy_protocol": True,
+    "event_loop": "asyncio",
     "log_format": "json",
     "log_level": "debug",
     "opentelemetry": True,

@@ -81,6 +81,10 @@ class Admin:
         self._clock = clock
         self._wall_clock = wall_clock
 
+    def take_token(self, token: str) -> None:
+        """From now on callers have to know this one."""
+        self._token = token
+
     def serve_socket(self, exchange: Exchange) -> None:
         """Answer a request that came by the Unix socket: by the user of the node."""
         _ = self._spawn(self._serve(exchange, self._by_route))

@@ -169,7 +169,7 @@ class NodeSettings(BaseSettings):
         None,
         "what callers of the admin port have to know; not given, the node makes one and keeps it in"
         " admin-token in the data folder; other users of this computer may see options, not variables",
-        "restart",
+        "at once",
     )
     tls: Annotated[Literal["development", "off"] | TlsFiles, BeforeValidator(_tls)] = _setting(
         "development",
@@ -205,6 +205,11 @@ class NodeSettings(BaseSettings):
     opentelemetry: Annotated[bool, BeforeValidator(_flag)] = _setting(
         False,
         "send metrics and spans to the collector that the OTEL_... variables name; needs trunkline[opentelemetry]",
+        "restart",
+    )
+    event_loop: Literal["auto", "uvloop", "asyncio"] = _setting(
+        "auto",
+        "what the node runs on: uvloop, which is faster, or the loop of Python; auto: uvloop where it is installed",
         "restart",
     )
     #: The limits that were set on the node itself; what was not set is decided by `preset`.
