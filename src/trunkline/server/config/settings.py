@@ -115,7 +115,10 @@ def _networks(value: object) -> tuple[Network, ...]:
         if text == "" and isinstance(value, str):
             continue
         try:
-            found.append(ipaddress.ip_network(cast(str, text)))
+            # A number would be an address to it too, and true is a number.
+            if not isinstance(text, str | ipaddress.IPv4Network | ipaddress.IPv6Network):
+                raise ValueError
+            found.append(ipaddress.ip_network(text))
         except ValueError:
             problem = f"{shown(text)} is neither an address nor a network"
             raise InvalidSetting(f'{problem}; write "192.0.2.7" or "10.0.0.0/8"') from None
