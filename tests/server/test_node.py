@@ -8,18 +8,23 @@ import logging
 import re
 import socket
 import ssl
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
+from prometheus_client.parser import text_string_to_metric_families
 
-from server.relay.peers import Peer, frame, handshake, target_of, until
+from otlp_collector import collector
+from server.relay.peers import Answer, Peer, frame, handshake, target_of, until
+from trunkline._version import __version__
 from trunkline.protocol import sas
 from trunkline.protocol.errors import EntityQuotaExceeded, InvalidSetting
 from trunkline.protocol.frames import Opcode
 from trunkline.protocol.sas import Right
+from trunkline.server import metrics
 from trunkline.server import node as node_module
 from trunkline.server.config.declarative import (
     Declaration,
@@ -31,6 +36,7 @@ from trunkline.server.config.settings import NodeSettings
 from trunkline.server.entities.model import hybrid_connection_id, namespace_id
 from trunkline.server.entities.sqlite import SqliteStore
 from trunkline.server.entities.store import StoreLocked
+from trunkline.server.metrics import METRICS
 from trunkline.server.node import Node, Tasks
 from trunkline.server.status import Phase
 
@@ -68,6 +74,13 @@ async def asked(node: Node, path: str, method: str = "GET", *, token: str = "") 
         answer = await peer.answer()
         body = await peer.to_end()
     return answer.status, json.loads(body) if body else None
+
+
+async def scraped(node: Node) -> tuple[Answer, str]:
+    """The answer of `/metrics`."""
+    async with await Peer.dial(node.admin_port) as peer:
+        peer.send(f"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1:{node.admin_port}\r\n\r\n".encode())
+        return await peer.answer(), (await peer.to_end()).decode()
 
 
 async def dial(node: Node, action: str, path: str = "orders", tls: ssl.SSLContext | None = None) -> Peer:
@@ -702,3 +715,69 @@ async def test_peer_that_does_not_speak_http_is_told_a_tracking_id() -> None:
             r"SystemTracker:sb://, Timestamp:\S+ \S+ [AP]M",
             answer.phrase,
         )
+
+
+# -- metrics
+
+
+async def test_every_metric_of_the_node_is_on_the_admin_port() -> None:
+    async with new_node() as node, await listener_on(node):
+        head, text = await scraped(node)
+        assert ("Content-Type", "text/plain; version=0.0.4; charset=utf-8") in head.headers
+        families = {family.name: family for family in text_string_to_metric_families(text)}
+        assert [metric.name for metric in METRICS if metric.name.removesuffix("_total") not in families] == []
+        (info,) = families["relay_build_info"].samples
+        assert info.labels["version"] == __version__ and info.labels["loop"] in ("asyncio", "uvloop")
+        assert families["relay_handshakes"].samples[0].value == 0
+        lag = {sample.name: sample.value for sample in families["relay_loop_lag_seconds"].samples}
+        assert lag["relay_loop_lag_seconds_sum"] >= 0
+        (active,) = families["relay_active_listeners"].samples
+        assert (active.labels, active.value) == (
+            {"namespace": NAMESPACE, "entity": "orders", "kind": "hybrid_connection"},
+            1,
+        )
+
+
+async def test_end_of_the_certificate_is_a_metric(tmp_path: Path) -> None:
+    async with new_node(tls="development", data=tmp_path) as node:
+        (sample,) = node.measure()[metrics.CERTIFICATE_EXPIRY].values()
+        assert node._certificates is not None
+        assert sample == node._certificates.ends > time.time()
+    async with new_node() as plain:
+        assert plain.measure()[metrics.CERTIFICATE_EXPIRY] == {}
+
+
+async def test_loop_that_is_late_is_seen_in_its_lag() -> None:
+    async with new_node() as node:
+        histogram = node.tallies.node.histograms[metrics.LOOP_LAG]
+        before = histogram.copy()
+        time.sleep(0.06)  # noqa: ASYNC251  nothing else makes a loop late
+        await until(lambda: histogram.counts != before.counts)
+        assert histogram.total - before.total >= 0.04
+
+
+@pytest.mark.loop("uvloop")
+async def test_node_hands_what_it_knows_to_a_collector_when_it_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    with collector() as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
+        async with new_node(opentelemetry=True) as node:
+            listener = await listener_on(node)
+            sender, leg = await pair_on(node, listener)
+            async with listener, sender, leg:
+                await can_talk(sender, leg)
+                (tracking_id,) = (connection.facts.tracking_id for connection in node.splicing)
+        assert [thread.name for thread in threading.enumerate() if thread.name.startswith("Otel")] == []
+    (span,) = receiver.spans()
+    assert {each.key: each.value.string_value or each.value.int_value for each in span.attributes} == {
+        "relay.tracking_id": tracking_id,
+        "relay.namespace": NAMESPACE,
+        "relay.entity": "orders",
+        "relay.rule": "Root",
+        "relay.outcome": "joined",
+        "http.response.status_code": 101,
+    }
+    assert 0 < span.end_time_unix_nano - span.start_time_unix_nano < 5e9
+    sums = {each.key: each.value.string_value for each in receiver.points("relay.messages")[0].attributes}
+    assert sums["entity"] == "orders"
+    assert sorted(point.as_int for point in receiver.points("relay.messages")) == [1, 1]
+    assert [point.count for point in receiver.points("relay.connect.duration")] == [1]
