@@ -31,9 +31,12 @@ LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 FORMATS = ("auto", "text", "json")
 
-# A signature, also percent-encoded, or a JWT, wherever a peer has put it: a client that encodes the "?" of its URL has
-# its token in the path, which is named in errors.
-_SECRET = re.compile(r"((?<![a-z])sig(?:=|%(?:25)*3D))[^&\s\"'\\]+|\beyJ[\w-]+\.[\w-]+\.[\w-]*", re.IGNORECASE)
+# A signature, also percent-encoded, a token or a JWT, wherever a peer has put it: a client that encodes the "?" of its
+# URL has its token in the path, which is named in errors.
+_SECRET = re.compile(
+    r"((?<![a-z])sig(?:=|%(?:25)*3D)|sb-hc-token(?:=|%(?:25)*3D))[^&\s\"'\\]+|\beyJ[\w-]+\.[\w-]+\.[\w-]*",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
