@@ -20,10 +20,8 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 from urllib.parse import urlsplit
-
-from trunkline.testing import RelayNode
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 
@@ -209,6 +207,14 @@ class RawWebSocket:
             await self.send(PONG, frame.payload)
         return frame
 
+    async def discard(self) -> None:
+        """Read without looking, until the end."""
+        try:
+            while await self._reader.read(2**20):
+                pass
+        except ConnectionError:
+            pass  # a reset
+
     async def ended(self) -> None:
         """Wait for the end of TCP; fails if anything comes before it."""
         try:
@@ -266,17 +272,31 @@ class RawPair:
     listener: RawWebSocket
 
 
+class Reachable(Protocol):
+    """A node, wherever it runs."""
+
+    def connect_url(self) -> str: ...
+
+    def listen_url(self) -> str: ...
+
+    def token(self) -> str: ...
+
+
 @asynccontextmanager
 async def raw_pair(
-    node: RelayNode, *, sender: RawWebSocket | None = None, control: RawWebSocket | None = None
+    node: Reachable,
+    *,
+    sender: RawWebSocket | None = None,
+    control: RawWebSocket | None = None,
+    ssl: ssl_module.SSLContext | None = None,
 ) -> AsyncIterator[RawPair]:
     """One listener, one sender, joined; what is not given is made with a token of the node."""
-    sender = sender or RawWebSocket(node.connect_url(), token=node.token())
-    async with control or RawWebSocket(node.listen_url(), token=node.token()) as control:
+    sender = sender or RawWebSocket(node.connect_url(), token=node.token(), ssl=ssl)
+    async with control or RawWebSocket(node.listen_url(), token=node.token(), ssl=ssl) as control:
         await sender.connect()
         try:
             address = (await control.offer())["address"]
-            async with RawWebSocket(address) as listener:
+            async with RawWebSocket(address, ssl=ssl) as listener:
                 await sender.upgraded()
                 yield RawPair(control, address, sender, listener)
         finally:
