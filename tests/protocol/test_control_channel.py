@@ -153,7 +153,7 @@ def test_hyco_listener_sends_the_body_in_fragments_with_pings_between_and_an_emp
             from_listener(Opcode.CONTINUATION, b""),
         )
     )
-    assert Playbook(channel) >> event.receive(data, 1.0) << Sends(Opcode.PONG, b"?") << Deliver
+    assert Playbook(channel) >> event.receive(data, 1.0) << Deliver << Sends(Opcode.PONG, b"?")
 
 
 def test_listener_may_renew_its_token_between_a_response_and_its_body() -> None:
@@ -256,6 +256,32 @@ def test_listener_that_answers_the_close_after_a_bad_command_is_let_go() -> None
 def test_relay_answers_a_ping_with_the_same_payload() -> None:
     ping = from_listener(Opcode.PING, b"hello")
     assert Playbook(relay_end()) >> event.receive(ping, 1.0) << Sends(Opcode.PONG, b"hello")
+
+
+def test_relay_answers_the_newest_of_several_pings() -> None:
+    pings = b"".join(from_listener(Opcode.PING, b"%d" % n) for n in range(1_000))
+    assert Playbook(relay_end()) >> event.receive(pings, 1.0) << Sends(Opcode.PONG, b"999")
+
+
+def test_relay_answers_a_ping_before_the_close_that_came_with_it() -> None:
+    data = from_listener(Opcode.PING, b"?") + from_listener(Opcode.CLOSE, b"")
+    channel = relay_end()
+    assert (
+        Playbook(channel)
+        >> event.receive(data, 1.0)
+        << Sends(Opcode.PONG, b"?")
+        << Sends(Opcode.CLOSE, code=1000)
+        << CloseTransport
+        << Ended
+    )
+
+
+@pytest.mark.parametrize("wrong", [b"\x82\x00", b"\x81\x81\0\0\0\0{"], ids=["not masked", "no command"])
+def test_relay_sends_nothing_after_its_close_and_answers_a_ping_before_it_if_it_can(wrong: bytes) -> None:
+    sent = relay_end().receive(from_listener(Opcode.PING, b"?") + wrong, 1.0)
+    frames = [command for command in sent if isinstance(command, Send)]
+    assert frames[-1].data[0] & 0x0F == Opcode.CLOSE
+    assert [frame.data for frame in frames[:-1]] in ([], [b"\x8a\x01?"])
 
 
 def test_relay_pings_at_each_interval() -> None:

@@ -340,3 +340,17 @@ def test_parser_reads_any_text_or_raises_invalid_message(text: str) -> None:
             for name, value in command.headers:
                 (name + value).encode()
                 assert not set("\r\n\0") & set(name + value)
+
+
+@pytest.mark.parametrize("text", ['{"a":[' + "0," * 5_000 + "0]}", '{"a":"' + "," * 4_097 + '"}'])
+def test_command_of_thousands_of_values_is_refused_unread(text: str) -> None:
+    with pytest.raises(InvalidMessage, match="too many values"):
+        parse_from_listener(text)
+
+
+def test_command_may_hold_as_many_values_as_any_request_has_headers() -> None:
+    headers = {f"h{n}": "a, b" for n in range(1_000)}
+    response = parse_from_listener(
+        json.dumps({"response": {"requestId": "x", "statusCode": 200, "responseHeaders": headers}})
+    )
+    assert isinstance(response, Response) and len(response.headers) == 1_000

@@ -519,6 +519,26 @@ def test_flood_of_pings_is_answered_once_for_each_read_with_the_newest() -> None
     assert splice.lanes[LISTENER]._pending == encode_frame(Opcode.PONG, b"999")  # one, not ten
 
 
+@pytest.mark.parametrize("size", [4_095, 4_096, 4_097, 10_000])
+def test_flood_of_frames_off_the_fast_way_is_taken_a_part_at_a_time(size: int) -> None:
+    chance = random.Random(size)
+    kinds = [incoming(0x8B, b"x"), incoming(0x82, b""), incoming(0x89, b"?"), b"\x82\xff" + bytes(12)]
+    stream = b"".join(chance.choices(kinds, [5, 1, 5, 5], k=size)) + incoming(0x81, b"end") + b"\x89"
+    lane = Lane(frame_limit=65_536)
+    # Without the limit: in pieces that are shorter than it.
+    alone = Lane(frame_limit=65_536)
+    wanted = b"".join(fed(alone, stream[start : start + 1_000]) for start in range(0, len(stream), 1_000))
+    out, calls = fed(lane, stream), 1
+    while lane.behind:
+        out += fed(lane, b"")
+        calls += 1
+    assert out == wanted and (lane.messages, lane.bytes) == (alone.messages, alone.bytes)
+    slow = stream.count(kinds[0]) + stream.count(kinds[2]) + stream.count(kinds[3])
+    assert calls - 1 in (slow // 4_096, (slow - 1) // 4_096)
+    # The beginning of a frame waits for the rest of it.
+    assert fed(lane, incoming(0x89, b"last")[1:]) == b"" and lane.ping == b"last"
+
+
 def test_pong_waits_for_the_end_of_a_frame_and_carries_the_newest_ping() -> None:
     splice = make_splice()
     frame = incoming(0x82, b"0123456789")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, unquote_plus, urlsplit
 
 import pytest
 from hypothesis import example, given
@@ -503,3 +503,42 @@ def test_parser_reads_host_and_port() -> None:
     assert urls.split_authority("[::1]") == ("::1", None)
     with pytest.raises(InvalidUrl):
         urls.split_authority("")
+
+
+def spelled(name: str) -> st.SearchStrategy[str]:
+    """A name in any case, with any of its characters percent-encoded."""
+    return st.tuples(
+        *(st.sampled_from([char, char.upper(), f"%{ord(char):02x}", f"%{ord(char.upper()):02X}"]) for char in name)
+    ).map("".join)
+
+
+QUERY_PIECES = st.one_of(
+    *(spelled(name) for name in ("sb-hc-", "sb-hc-id", "sb-hc-rendezvous", "statuscode", "statusdescription")),
+    st.sampled_from(["&", "&", "=", "=", "a", "%41", "+", "%", "%2", "s", "sb-", "sb-hc"]),
+)
+
+
+@example("sb-hc-rendezvous=x&statuscode=&statusdescription=&statuscode=1")
+@given(st.lists(QUERY_PIECES, max_size=12).map("".join))
+def test_query_is_read_in_one_scan_as_it_would_be_part_by_part(query: str) -> None:
+    parts = [part.partition("=") for part in query.split("&")]
+    names = [unquote_plus(name).lower() if equals else "" for name, equals, _ in parts]
+    rest = "&".join(part for part, name in zip(query.split("&"), names, strict=True) if not name.startswith("sb-hc-"))
+    assert urls.user_query(query) == rest
+    found: dict[str, str] = {}
+    for name, (_, _, value) in zip(names, parts, strict=True):
+        status = name in ("statuscode", "statusdescription") and "sb-hc-rendezvous" in found
+        if value and (name.startswith("sb-hc-") or status):
+            found.setdefault(name, unquote_plus(value))
+    assert http(f"/x?{query}").token == found.get("sb-hc-token")
+    target = relay(f"/$hc/x?sb-hc-action=accept&{query}")
+    assert (target.id, target.secret) == (found.get("sb-hc-id"), found.get("sb-hc-rendezvous"))
+    assert target.status_code == found.get("sb-hc-statuscode", found.get("statuscode"))
+    assert target.status_description == found.get("sb-hc-statusdescription", found.get("statusdescription"))
+
+
+@given(st.lists(st.sampled_from(["/", "/", "%2F", "%2f", "a", "%41", "%C3", "%A9", "%25", "%", "%2"]), max_size=12))
+def test_path_is_decoded_at_once_as_it_would_be_segment_by_segment(pieces: list[str]) -> None:
+    path = "x" + "".join(pieces)
+    target = relay(f"/$hc/{path}")
+    assert target.segments == tuple(unquote(segment) for segment in path.split("/") if segment)

@@ -212,18 +212,31 @@ class _End(ABC):
     # -- events
 
     def receive(self, data: bytes | memoryview, now: float) -> list[Command]:
-        """Bytes arrived. Anything at all is a sign of life, a lone Pong too."""
+        """Bytes arrived. Anything at all is a sign of life, a lone Pong too.
+
+        Of several pings, the newest is answered (RFC 6455 section 5.5.3).
+        """
         if self.state is State.CLOSED:
             return []
         if data:
             self.last_received_at = now
             self._unanswered_since = None
         commands: list[Command] = []
+        ping: Control | None = None
         try:
             for item in self._decoder.feed(data):
-                commands += self._control(item) if isinstance(item, Control) else self._data(item, now)
+                if isinstance(item, Message):
+                    commands += self._data(item, now)
+                elif item.opcode is Opcode.PING:
+                    ping = item
+                elif item.opcode is Opcode.CLOSE:
+                    commands += self._pong(ping)
+                    commands += self._peer_closed(item.payload)
         except ProtocolViolation as violation:
+            commands += self._pong(ping)
             commands += self._violated(violation, now)
+        else:
+            commands += self._pong(ping)
         return commands
 
     def tick(self, now: float) -> list[Command]:
@@ -290,12 +303,10 @@ class _End(ABC):
         # While CLOSING it changes nothing: all that is awaited is the end of the transport.
         return self._close(violation.close_code, self._reason(violation), now, Cause.PROTOCOL_ERROR, loss=True)
 
-    def _control(self, frame: Control) -> list[Command]:
-        if frame.opcode is Opcode.CLOSE:
-            return self._peer_closed(frame.payload)
-        if frame.opcode is Opcode.PING and self.state is State.OPEN:
-            return [self._frame(Opcode.PONG, frame.payload)]
-        return []
+    def _pong(self, ping: Control | None) -> list[Command]:
+        if ping is None or self.state is not State.OPEN:
+            return []
+        return [self._frame(Opcode.PONG, ping.payload)]
 
     def _peer_closed(self, payload: bytes) -> list[Command]:
         was = self.state

@@ -204,7 +204,14 @@ _PORT = re.compile(r"[0-9]{1,5}")
 _LINE_ENDS = str.maketrans("\r\n\0", "   ")
 
 
+# Values in a command, by the commas that stand between them: more cost more to read than any command is worth (a text
+# of 256 KiB that is one list of numbers: 40 ms). Commas in a header count too; no header has that many.
+_MOST_COMMAS = 4_096
+
+
 def _load(text: str) -> dict[str, Any]:
+    if text.count(",") > _MOST_COMMAS:
+        raise InvalidMessage("the control message holds too many values")
     command: object = None
     fault = ""
     try:

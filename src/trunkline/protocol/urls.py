@@ -42,6 +42,21 @@ _GUID = re.compile(r"[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}")
 # What follows it in the ids of the real service, and of .NET: "_G12_G34".
 _TRACKING_ID = re.compile(_GUID.pattern + r"[A-Za-z0-9._-]{0,64}")
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9._~-]")
+
+
+def _escapable(name: str) -> str:
+    """A pattern for a name that any of its characters may be percent-encoded in, to be compiled with IGNORECASE."""
+    return "".join(f"(?:{char}|%{ord(char):02x}|%{ord(char.upper()):02x})" for char in name)
+
+
+# A part of a query that is the relay's: it has a "=", and its name begins so. Found in one scan: to split and decode
+# a query of 32 KiB part by part took 28 ms.
+_OWN_PART = re.compile(rf"(?:^|&)({_escapable(_PREFIX)}[^&=]*)=([^&]*)", re.IGNORECASE)
+_STATUS_PART = re.compile(
+    rf"(?:^|&)({_escapable('statuscode')}|{_escapable('statusdescription')})=([^&]*)", re.IGNORECASE
+)
+# Stands for an escaped slash while a path is decoded and split; no decoded text holds it.
+_SLASH = "\udc2f"
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\]")
 _PATH_SAFE = "/!$&'()*+,;=:@-._~"
 
@@ -121,7 +136,7 @@ def parse_target(target: str) -> RelayTarget | HttpTarget:
     raw_segments = tuple(raw_path.split("/")) if raw_path else ()
     if _climbs(raw_path):
         raise InvalidUrl("The address is malformed: its path must not hold '..'")
-    segments = tuple(unquote(segment) for segment in raw_segments if segment)
+    segments = _segments(raw_path)
     parameters = _parameters(query)
     if prefix is None:
         upper = _NON_ASCII_ESCAPE.sub(lambda escape: escape.group().upper(), user_query(query))
@@ -155,7 +170,9 @@ def user_query(query: str) -> str:
     ----------
     query: without the "?".
     """
-    return "&".join(part for part in query.split("&") if not _name(part).startswith(_PREFIX))
+    rest = _OWN_PART.sub("", query)
+    # Of a part that goes, the "&" in front of it goes too; the first one has none.
+    return rest[1:] if not query.startswith("&") and _OWN_PART.match(query) else rest
 
 
 def match_entity(
@@ -322,20 +339,28 @@ def tracking_id(id: str | None) -> str | None:
 def _parameters(query: str) -> dict[str, str]:
     """The relay's parameters by their names in lower case, form-decoded, the first of each; none that is empty."""
     found: dict[str, str] = {}
-    for part in query.split("&"):
-        name = _name(part)
-        if not name.startswith(_PREFIX) and not (name in ("statuscode", "statusdescription") and _RENDEZVOUS in found):
-            continue
-        value = unquote_plus(part.partition("=")[2])
-        if value:
-            found.setdefault(name, value)
+    after_secret = -1
+    for part in _OWN_PART.finditer(query):
+        name = unquote_plus(part[1]).lower()
+        value = unquote_plus(part[2])
+        if value and name not in found:
+            found[name] = value
+            if name == _RENDEZVOUS:
+                after_secret = part.end()
+    if after_secret >= 0:
+        for part in _STATUS_PART.finditer(query, after_secret):
+            value = unquote_plus(part[2])
+            if value:
+                found.setdefault(unquote_plus(part[1]).lower(), value)
     return found
 
 
-def _name(part: str) -> str:
-    """The name of a query part, decoded, in lower case; empty for a part without "="."""
-    name, equals, _ = part.partition("=")
-    return unquote_plus(name).lower() if equals else ""
+def _segments(raw_path: str) -> tuple[str, ...]:
+    """The segments of a path, each decoded by itself, without empty ones."""
+    # All at once, which is much cheaper where there are thousands; an escaped slash is no border.
+    decoded = unquote(raw_path.replace("%2F", _SLASH).replace("%2f", _SLASH))
+    segments = tuple(segment for segment in decoded.split("/") if segment)
+    return tuple(segment.replace(_SLASH, "/") for segment in segments) if _SLASH in decoded else segments
 
 
 def _decodings(path: str) -> Iterator[str]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import pytest
 
 from server.relay.peers import GUID, Frame, Peer, Relay, client_tls, frame, server_tls, token, until
+from trunkline.protocol.control_channel import Command
 from trunkline.protocol.errors import ServerBusy
 from trunkline.protocol.frames import Opcode
 from trunkline.protocol.limits import resolve
 from trunkline.server.relay import control_channel as module
-from trunkline.server.relay.control_channel import BACKLOG, ControlChannel
+from trunkline.server.relay.control_channel import SLICE, ControlChannel
 from trunkline.server.relay.sockets import RECEIVE_BUFFER
 
 
@@ -203,32 +205,83 @@ async def test_a_close_is_answered_and_the_socket_let_go(tls: bool) -> None:
 
 
 @pytest.mark.parametrize("tls", [False, True])
-async def test_pings_of_a_listener_that_does_not_read_are_bounded(tls: bool) -> None:
-    # 64 MB of pongs, were there no bound.
+async def test_pings_of_a_listener_that_does_not_read_are_bounded(tls: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BACKLOG", 20_000)
+    # One ping of each slice is answered: here almost all are.
+    monkeypatch.setattr(module, "SLICE", 131)
     pings = frame(Opcode.PING, b"x" * 125) * 5_000
     async with Relay(tls=server_tls() if tls else None, ping_interval=30, control_idle_timeout=60) as relay:
         listener = await relay.listener(tls=client_tls() if tls else None)
         channel = channel_of(relay)
         transport = channel._transport
         assert transport is not None
-        assert transport.get_write_buffer_limits()[1] == BACKLOG
-        for _ in range(100):
+        # So that the system takes little for it.
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+        listener.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        for _ in range(20):
             listener.send(pings)
-        await until(lambda: not transport.is_reading())
-        most = 0
-        for _ in range(200):
-            await asyncio.sleep(0)
-            most = max(most, transport.get_write_buffer_size())
-        assert most <= BACKLOG + 2 * len(RECEIVE_BUFFER)
+        await until(lambda: channel._congested and not channel._read)
+        assert not transport.is_reading()
+        assert transport.get_write_buffer_size() <= 20_000 + 2 * len(RECEIVE_BUFFER)
         # It reads again, and is served again.
-        while not transport.is_reading():
+        listener.reader._transport.resume_reading()  # type: ignore[attr-defined]
+        while channel._congested:
             assert await listener.frame() == Frame(Opcode.PONG, b"x" * 125)
         # Or it does not, and is lost like any other that is silent.
-        await until(lambda: not transport.is_reading())
+        listener.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        await until(lambda: channel._congested and not channel._read)
         for _ in range(95):
             relay.pass_time(1)
         await until(lambda: not relay.broker.channels)
         assert repr(channel).startswith("<ControlChannel ") and " CLOSED " in repr(channel)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_what_is_much_is_taken_in_slices_and_others_are_served_between(
+    tls: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = client_tls() if tls else None
+    async with Relay(tls=server_tls() if tls else None) as relay:
+        listener = await relay.listener(tls=client)
+        channel = channel_of(relay)
+        transport = channel._transport
+        assert transport is not None
+        # What was taken and whether more of the same read waits; (0, False) for somebody else's turn.
+        taken: list[tuple[int, bool]] = []
+        receive = channel.machine.receive
+
+        def note(data: bytes | memoryview, now: float) -> list[Command]:
+            taken.append((len(data), bool(channel._read)))
+            asyncio.get_running_loop().call_soon(lambda: taken.append((0, False)))
+            assert not (channel._read and transport.is_reading())
+            return receive(data, now)
+
+        monkeypatch.setattr(channel.machine, "receive", note)
+        flood = frame(Opcode.TEXT, b"{}") * 4_000 + frame(Opcode.TEXT, renewal(token(lifetime=7_000)))
+        listener.send(flood)
+        await until(lambda: channel.facts.grant.expires_at == relay.wall_clock() + 7_000)
+        sizes = [size for size, _ in taken]
+        assert max(sizes) == SLICE and sum(sizes) == len(flood)
+        assert all(after == 0 for (_, more), after in zip(taken, sizes[1:], strict=False) if more)
+        await is_alive(listener)
+        await relay.pair(listener, tls=client)
+
+
+@pytest.mark.parametrize("how", ["reset", "close"])
+async def test_channel_may_end_while_slices_of_it_wait(how: str) -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        channel = channel_of(relay)
+        listener.send(frame(Opcode.TEXT, b"{}") * 8_000)
+        await until(lambda: channel._read)
+        if how == "reset":
+            channel.abort()
+        else:
+            await relay.broker.close_channels(ServerBusy(), timeout=0)
+            listener.send_close(1001)
+            await listener.leave()
+        await until(lambda: not relay.broker.channels)
+        assert not channel._read
 
 
 async def test_a_listener_with_too_many_unread_offers_is_told_of_no_more(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,6 +171,48 @@ async def test_pings_of_a_peer_that_does_not_read_cost_no_memory() -> None:
         assert leg.transport.get_write_buffer_size() <= MOST_HELD
 
 
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("side", SIDES)
+async def test_a_flood_of_pings_is_taken_a_part_at_a_time_and_what_follows_passes(tls: bool, side: Side) -> None:
+    async with pair(tls=tls) as both:
+        peer, other = both.end(side), both.end(side.other)
+        lane, leg = both.connection.splice.lanes[side], both.connection.legs[side]
+        peer.send(frame(Opcode.PING, b"") * 20_000 + frame(Opcode.TEXT, b"after"))
+        await until(lambda: lane.behind)
+        assert leg.transport is not None and not leg.transport.is_reading()
+        assert await other.message() == b"after"
+        assert not lane.behind
+        await until(lambda: leg.transport is not None and leg.transport.is_reading())
+
+
+async def test_a_leg_that_is_behind_and_whose_other_leg_is_full_is_read_again_when_both_are_over() -> None:
+    async with pair() as both:
+        lane, leg = both.connection.splice.lanes[Side.SENDER], both.connection.legs[Side.SENDER]
+        both.sender.send(frame(Opcode.PING, b"") * 20_000)
+        await until(lambda: lane.behind)
+        both.connection.congested(Side.LISTENER)
+        await until(lambda: not lane.behind)
+        assert leg.transport is not None and not leg.transport.is_reading()
+        both.connection.relieved(Side.LISTENER)
+        assert leg.transport.is_reading()
+        both.sender.send(frame(Opcode.PING, b"") * 20_000)
+        await until(lambda: lane.behind)
+        both.connection.congested(Side.LISTENER)
+        both.connection.relieved(Side.LISTENER)
+        assert not leg.transport.is_reading()
+        await until(lambda: leg.transport is not None and leg.transport.is_reading())
+
+
+async def test_a_connection_may_end_while_a_leg_is_behind() -> None:
+    async with pair() as both:
+        lane = both.connection.splice.lanes[Side.SENDER]
+        both.sender.send(frame(Opcode.PING, b"") * 20_000)
+        await until(lambda: lane.behind)
+        both.connection.close(EndpointNotFound())
+        assert (await both.listener.frame()).close.code == 1001
+        await both.is_over()
+
+
 # -- closing
 
 

@@ -26,6 +26,10 @@ from trunkline.server.relay.sockets import RECEIVE_BUFFER, is_lost
 # A listener that has not read this much of its offers is told of no more.
 BACKLOG = 1_048_576
 
+# Bytes that are taken in at a time; the rest of a read waits for the next turn of the loop. One read may hold 43,000
+# frames, and 8 KiB of the worst take some 10 ms.
+SLICE = 8_192
+
 
 @dataclass(slots=True)
 class Facts:
@@ -80,6 +84,12 @@ class ControlChannel(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         # Since the last look; see `is_lost`. The request head was read too.
         self._was_read = True
+        # What was read and is not taken in yet, from `_taken` on; the next turn of the loop goes on with it.
+        self._read = b""
+        self._taken = 0
+        # The listener does not read what is written.
+        self._congested = False
+        self._reading = True
         # Set once the transport is being closed in order.
         self._farewell: Farewell | None = None
         # Counted on the way: senders that it was told of, tokens that it sent, bytes of frames with their heads.
@@ -152,36 +162,72 @@ class ControlChannel(asyncio.BufferedProtocol):
         self._transport = transport
         transport.set_write_buffer_limits(BACKLOG)
         if early:
-            self.bytes_received += len(early)
-            self._run(self.machine.receive(early, self._clock()))
+            self._take(early)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return RECEIVE_BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
         self._was_read = True
-        self.bytes_received += nbytes
-        self._run(self.machine.receive(bytes(RECEIVE_BUFFER[:nbytes]), self._clock()))
+        self._take(bytes(RECEIVE_BUFFER[:nbytes]))
+
+    def _take(self, data: bytes) -> None:
+        """Take in what was read, a slice in each turn of the loop."""
+        self.bytes_received += len(data)
+        if self._read:
+            self._read += data
+            return
+        if len(data) <= SLICE:
+            self._run(self.machine.receive(data, self._clock()))
+            return
+        self._read, self._taken = data, 0
+        self._read_on()
+        self._take_slice()
+
+    def _take_slice(self) -> None:
+        data = self._read[self._taken : self._taken + SLICE]
+        self._taken += SLICE
+        if self._taken >= len(self._read):
+            self._read = b""
+        self._run(self.machine.receive(data, self._clock()))
+        if self._read:
+            asyncio.get_running_loop().call_soon(self._take_slice)
+        else:
+            self._read_on()
+
+    def _read_on(self) -> None:
+        """Read only while nothing waits to be taken in, and the listener takes what is written.
+
+        One that sends pings and reads no pongs would fill the memory. If it never reads, it is silent for the machine,
+        and lost.
+        """
+        wanted = self._farewell is not None or not (self._read or self._congested)
+        if self._transport is not None and wanted != self._reading:
+            self._reading = wanted
+            if wanted:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
 
     def eof_received(self) -> bool:
         return False
 
     def pause_writing(self) -> None:
-        # A listener that sends pings and reads no pongs would fill the memory: it is not read either, until it reads.
-        # If it never does, it is silent for the machine, and lost.
-        if self._transport is not None and self._farewell is None:
-            self._transport.pause_reading()
+        self._congested = True
+        self._read_on()
 
     def resume_writing(self) -> None:
+        self._congested = False
         if self._farewell is not None:
             self._farewell.written()
-        elif self._transport is not None:
-            self._transport.resume_reading()
+        else:
+            self._read_on()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._farewell is not None:
             self._farewell.over()
         self._transport = None
+        self._read = b""
         self._run(self.machine.connection_lost(self._clock()))
         self._on_gone(self)
 
@@ -189,7 +235,7 @@ class ControlChannel(asyncio.BufferedProtocol):
 
     def tick(self, now: float) -> None:
         """Look at the clock, and whether the listener is still there; to be called about once a second."""
-        if self._was_read and self._transport is not None:
+        if self._was_read and self._transport is not None and not self._read:
             self._was_read = False
             if is_lost(self._transport):
                 self.abort()
@@ -231,7 +277,7 @@ class ControlChannel(asyncio.BufferedProtocol):
     def _run_one(self, command: core.Command) -> None:
         match command:
             case core.Send(data):
-                if self._transport is not None:
+                if self._transport is not None and not self._transport.is_closing():
                     self.bytes_sent += len(data)
                     self._transport.write(data)
             case core.CheckToken(token):
@@ -249,6 +295,8 @@ class ControlChannel(asyncio.BufferedProtocol):
 
     def _close_transport(self) -> None:
         if self._transport is not None and self._farewell is None:
-            self._transport.resume_reading()
             self._farewell = Farewell(self._transport)
+            # What still comes is read and dropped.
+            self._read = b""
+            self._read_on()
             self._farewell.begin()

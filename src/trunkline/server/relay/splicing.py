@@ -8,6 +8,7 @@ and looks at the clock of all of them once a second.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -101,6 +102,18 @@ class Connection:
     def receive(self, side: Side, data: bytes | memoryview) -> None:
         """Bytes came from a leg."""
         self._run(self.splice.receive(side, data, self._clock()))
+        if self.splice.lanes[side].behind:
+            self.legs[side].pause_reading()
+            asyncio.get_running_loop().call_soon(self._catch_up, side)
+
+    def _catch_up(self, side: Side) -> None:
+        """Go on with what a leg was read, now that others had their turn."""
+        lane = self.splice.lanes[side]
+        if self.splice.ended is not None:
+            return
+        self.receive(side, b"")
+        if not lane.behind and not lane.congested:
+            self.legs[side].resume_reading()
 
     def lost(self, side: Side) -> None:
         """A leg is gone."""
@@ -118,7 +131,8 @@ class Connection:
     def relieved(self, side: Side) -> None:
         """A leg takes bytes again."""
         self._run(self.splice.relieved(side, self._clock()))
-        self.legs[side.other].resume_reading()
+        if not self.splice.lanes[side.other].behind:
+            self.legs[side.other].resume_reading()
 
     def tick(self, now: float) -> None:
         """Look at the clock, and whether both legs are still there."""
