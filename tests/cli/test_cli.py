@@ -85,7 +85,7 @@ def test_connection_string_in_the_wrong_place_is_not_repeated() -> None:
 def test_error_that_nobody_foresaw_is_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trunkline.cli.token.seconds", lambda text: 1 / 0)
+    monkeypatch.setattr("trunkline.cli.token.seconds", lambda text, option: 1 / 0)
     assert run(["token"]) == 1
     assert "something that must not happen: ZeroDivisionError" in capsys.readouterr().err
     monkeypatch.setenv("TRUNKLINE_DEBUG", "1")
@@ -94,7 +94,7 @@ def test_error_that_nobody_foresaw_is_one_line(
 
 
 def test_ctrl_c_while_a_command_begins(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(text: str) -> int:
+    def interrupted(text: str, option: str) -> int:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("trunkline.cli.token.seconds", interrupted)

