@@ -80,6 +80,13 @@ async def test_taken_port_is_told_with_the_option(tmp_path: Path, setting: str, 
     assert caught.value.remedy.endswith(option)
 
 
+async def test_admin_socket_that_cannot_be_is_told_with_the_option(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("a file")
+    with pytest.raises(Failure, match="is no socket") as caught:
+        await NodeProcess(settings(tmp_path, admin_socket="mine"), None).run(nothing)
+    assert (caught.value.status, caught.value.remedy) == (2, "Set another --admin-socket")
+
+
 async def test_what_the_loop_caught_is_one_line_when_a_peer_did_it(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "trunkline.node")
     loop = asyncio.get_running_loop()

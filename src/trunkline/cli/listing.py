@@ -7,20 +7,19 @@ that is away is waited for.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from trunkline.cli.admin_client import NodeAway
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 Row = dict[str, Any]
 
@@ -118,10 +117,10 @@ def _print(found: list[Row], columns: Sequence[Column], *, what: str, as_json: b
     if as_json:
         print(json.dumps(found))
     elif sys.stdout.isatty():
-        from rich.console import Console
-
-        console = Console()
-        console.print(table(found, columns, console.width) if found else f"no {what}")
+        head, *lines = table(found, columns, shutil.get_terminal_size().columns) if found else [f"no {what}"]
+        typer.secho(head, bold=bool(lines), color=False if os.environ.get("NO_COLOR") else None)
+        for line in lines:
+            print(line)
     else:
         print("\t".join(column.title for column in columns))
         for row in found:
@@ -129,52 +128,57 @@ def _print(found: list[Row], columns: Sequence[Column], *, what: str, as_json: b
 
 
 def _watch_on_terminal(rows: Callable[[], list[Row]], columns: Sequence[Column], what: str, every: float) -> None:
-    from rich.console import Console, Group
+    from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
     console = Console()
-    last: RenderableType = ""
+    body = Text()
     with Live(console=console, auto_refresh=False) as live:
         for found in _again(rows, every):
             now = time.strftime("%H:%M:%S")
             if isinstance(found, NodeAway):
                 # What was there stays to be read.
-                head = Text(f"{now}  {found.what}; trying again", style="red")
+                first = Text(f"{now}  {found.what}; trying again\n", style="red")
             else:
-                head = Text(f"{now}  {len(found)} {what}, every {every:g} s; Ctrl-C ends", style="dim")
+                first = Text(f"{now}  {len(found)} {what}, every {every:g} s; Ctrl-C ends\n", style="dim")
+                # As text, and not as markup: a peer chooses some of it.
                 room = max(1, console.height - 3)
-                last = table(found[:room], columns, console.width) if found else ""
-                if len(found) > room:
-                    last = Group(last, Text(f"and {len(found) - room} more", style="dim"))
-            live.update(Group(head, last), refresh=True)
+                head, *lines = table(found[:room], columns, console.width) if found else [""]
+                more = [f"and {len(found) - room} more"] if len(found) > room else []
+                body = Text.assemble((head, "bold"), "\n", "\n".join((*lines, *more)))
+            live.update(Text.assemble(first, body, no_wrap=True, overflow="crop"), refresh=True)
 
 
-def table(found: list[Row], columns: Sequence[Column], width: int) -> RenderableType:
-    """The rows as people read them, in at most `width` characters."""
-    from rich.table import Table
-    from rich.text import Text
+def table(found: Sequence[Row], columns: Sequence[Column], width: int) -> list[str]:
+    """The rows as people read them, below a head, in lines of at most `width` characters.
 
+    Not a table of Rich: that takes seconds for the thousands of rows that a node may have.
+    """
+    cells = {column.title: [column.title, *map(column.cell, found)] for column in columns}
+    widths = {title: max(map(len, texts)) for title, texts in cells.items()}
     kept = list(columns)
-    widths = {
-        column.title: max(len(column.title), *(len(column.cell(row)) for row in found)) + _GAP for column in columns
-    }
-    while sum(widths[column.title] for column in kept) > width and (least := max(kept, key=_rank)).rank:
+
+    def needed() -> int:
+        return sum(widths[column.title] + len(_GAP) for column in kept) - len(_GAP)
+
+    while needed() > width and (least := max(kept, key=_rank)).rank:
         kept.remove(least)
-    made = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
     for column in kept:
-        # What a person has to type is shown whole.
-        shortest = widths[column.title] - _GAP if column.key == "id" else None
-        side: Literal["left", "right"] = "right" if column.is_number else "left"
-        made.add_column(column.title, justify=side, min_width=shortest, no_wrap=True, overflow="ellipsis")
-    for row in found:
-        # As text, and not as markup: a peer chooses some of it.
-        made.add_row(*(Text(column.cell(row)) for column in kept))
-    return made
+        if column.key == "path":  # the only one that may be long, and is known by its beginning
+            widths[column.title] = max(len(column.title), widths[column.title] - max(0, needed() - width))
+
+    def fitted(column: Column, number: int) -> str:
+        text, room = cells[column.title][number], widths[column.title]
+        text = text if len(text) <= room else text[: room - 1] + "…"
+        return text.rjust(room) if column.is_number else text.ljust(room)
+
+    lines = (_GAP.join(fitted(column, number) for column in kept) for number in range(len(found) + 1))
+    return [line.rstrip()[:width] for line in lines]
 
 
-# Characters between two columns.
-_GAP = 2
+# Between two columns.
+_GAP = "  "
 
 
 def _rank(column: Column) -> int:

@@ -175,7 +175,7 @@ async def _started(node: Node) -> AsyncIterator[Node]:
     except InvalidSetting as error:
         await node.stop()
         what, _, remedy = error.message.partition(". ")
-        remedy = re.sub(r"([Ss]et (?:another )?)(admin_)?(host|port)\b", _as_option, remedy)
+        remedy = re.sub(r"([Ss]et (?:another )?)(admin_)?(host|port|socket)\b", _as_option, remedy)
         raise usage(what, remedy) from error
     except BaseException:
         await node.stop()

@@ -209,7 +209,7 @@ class Node:
         )
         # The admin port and its two doors: the port itself, and the Unix socket. Made when the node starts.
         self._routes: Admin | None = None
-        self._admin: list[Frontend] = []
+        self._admin: list[Admin | Frontend] = []
         self._certificates: Certificates | None = None
         self._spare_memory = SpareMemory()
         self._telemetry: Telemetry | None = None
@@ -277,7 +277,7 @@ class Node:
             Frontend(serve, self._clock, has_room=partial(has_descriptors, DESCRIPTORS_KEPT))
             for serve in (admin.serve_port, admin.serve_socket)
         )
-        self._admin = [port, socket]
+        self._admin = [admin, port, socket]
         await self._listen(port, "admin_", None)
         path = socket_path(self.settings)
         # A node that keeps nothing has no folder for one.
@@ -448,8 +448,8 @@ class Node:
                 self._quiet.set()
 
     def _look_at_admin(self, now: float) -> None:
-        for door in self._admin:
-            door.tick(now)
+        for part in self._admin:
+            part.tick(now)
 
     def _look_at_certificates(self, now: float) -> None:
         if self._certificates is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +13,10 @@ import pytest
 
 from server.relay.peers import Answer as Head
 from server.relay.peers import Peer, Relay, Serving, hybrid_connection, namespace, until
+from trunkline.protocol.errors import ServerBusy
 from trunkline.protocol.frames import Opcode
 from trunkline.server.admin import routes
-from trunkline.server.admin.routes import Admin
+from trunkline.server.admin.routes import REFUSALS_TOLD, Admin
 from trunkline.server.entities.model import Entity
 from trunkline.server.relay.frontend import Frontend
 from trunkline.server.status import Answer, Phase
@@ -29,6 +30,7 @@ class Doors:
     """A relay with an admin port, and a second port that stands for its Unix socket."""
 
     relay: Relay
+    admin: Admin
     port: int
     socket: int
 
@@ -77,7 +79,7 @@ async def doors(
         for serve in (admin.serve_port, admin.serve_socket):
             serving = await stack.enter_async_context(Serving(Frontend(serve, relay.clock)))
             ports.append(serving.port)
-        yield Doors(relay, *ports)
+        yield Doors(relay, admin, *ports)
 
 
 @contextmanager
@@ -177,6 +179,19 @@ async def test_refusal_is_logged_without_what_was_tried(caplog: pytest.LogCaptur
     assert "tried" not in caplog.text and TOKEN not in caplog.text
 
 
+async def test_flood_of_refusals_is_a_few_lines(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "trunkline.admin"):
+        async with doors() as admin:
+            for _ in range(REFUSALS_TOLD + 3):
+                assert (await admin.ask("/listeners", port=admin.port))[0].status == 401
+            admin.relay.clock.now += 1
+            admin.admin.tick(admin.relay.clock.now)
+            admin.admin.tick(admin.relay.clock.now)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == REFUSALS_TOLD + 1
+    assert said[-1] == "and 3 more requests without the admin token in 1.0 s"
+
+
 # -- what there is
 
 
@@ -199,14 +214,21 @@ async def test_what_is_not_there_says_what_is() -> None:
 async def test_fault_of_the_port_is_answered_and_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def fail(*_: object) -> None:
-        raise ValueError("broken")
+    def failing(error: Exception) -> Callable[[], Awaitable[None]]:
+        async def fail() -> None:
+            raise error
+
+        return fail
 
     async with doors() as admin:
-        monkeypatch.setattr(admin.relay.directory, "standings", fail)
+        monkeypatch.setattr(admin.relay.directory, "standings", failing(ValueError("broken")))
         head, body = await admin.ask("/listeners")
         assert head.status == 500 and "see its log" in body["error"]
-    assert "broken" in caplog.text
+        assert "broken" in caplog.text
+        # What is nobody's fault says what it is.
+        monkeypatch.setattr(admin.relay.directory, "standings", failing(ServerBusy("try again")))
+        head, body = await admin.ask("/listeners")
+        assert (head.status, body) == (503, {"error": "try again"})
 
 
 async def test_listings_are_filtered_and_cut() -> None:

@@ -23,7 +23,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mappi
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
-from trunkline.protocol.errors import ClosedByOperator, InvalidSetting, clean_phrase
+from trunkline.protocol.errors import ClosedByOperator, InvalidSetting, RelayError, clean_phrase
 from trunkline.server import logs
 from trunkline.server.admin.doors import bears, is_loopback, is_meant_for
 from trunkline.server.admin.rows import Row, connection_row, listener_row
@@ -37,6 +37,9 @@ log = logging.getLogger("trunkline.admin")
 
 # Rows that are made before others get their turn: one to two milliseconds of the loop.
 _ROWS_AT_ONCE = 50
+
+# Lines about requests without the token in a second.
+REFUSALS_TOLD = 5
 
 Query = Mapping[str, str]
 
@@ -80,6 +83,13 @@ class Admin:
         self._spawn = spawn
         self._clock = clock
         self._wall_clock = wall_clock
+        self._throttle = logs.Throttle(REFUSALS_TOLD, clock)
+
+    def tick(self, now: float) -> None:
+        """Say how many refusals were not told; to be called about once a second."""
+        seconds, left_out = self._throttle.left_out()
+        for count in left_out.values():
+            log.info("and %d more requests without the admin token in %.1f s", count, seconds)
 
     def take_token(self, token: str) -> None:
         """From now on callers have to know this one."""
@@ -98,6 +108,8 @@ class Admin:
         try:
             reply = health(path, self._phase(), self._counts()) if exchange.head.method in _READING else None
             reply = reply or await answer(exchange, path)
+        except RelayError as error:
+            reply = _error(error.status, error.message)
         except Exception:
             log.exception("the admin port failed on %r", exchange)
             reply = _error(500, "the node met an unexpected condition: see its log")
@@ -108,7 +120,8 @@ class Admin:
         is_open = path == "/metrics" and is_loopback(self._host) and is_meant_for(head, self._host)
         if is_open or bears(head, self._token):
             return await self._by_route(exchange, path)
-        log.info("refused %r from %s: it needs the admin token", exchange, exchange.remote[0])
+        if self._throttle.lets("refused"):
+            log.info("refused %r from %s: it needs the admin token", exchange, exchange.remote[0])
         return json_answer(
             401,
             {
