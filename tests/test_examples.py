@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,3 +76,51 @@ def test_every_example_is_short_listed_and_run() -> None:
     for name in files:
         assert len((EXAMPLES / name).read_text().splitlines()) < 40, name
         assert f"[{name}]({name})" in table
+
+
+def factory(*arguments: str) -> dict[str, Any]:
+    """The report of iot_gateway: 50 gateways whose network is cut in the middle."""
+    command = [sys.executable, str(EXAMPLES / "iot_gateway" / "run.py"), *arguments]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=170)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for number in range(1, 51):
+        assert f"ALERT gateway-{number:02} was lost at reading " in done.stderr
+        assert f"gateway-{number:02} is back; " in done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)
+    assert report["losses"] >= 50
+    return report
+
+
+def test_iot_gateway_loses_and_reorders_nothing_when_its_network_is_cut() -> None:
+    report = factory("--rate", "20", "--seconds", "3", "--cut", "0.3")
+    assert report["recorded"] == report["stored"] == 3_000
+    assert not (report["dropped"] or report["missing"] or report["reordered"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_iot_gateway_relays_ten_thousand_readings_a_second_for_a_minute(
+    tls: bool, record_property: Callable[[str, object], None]
+) -> None:
+    report = factory("--seconds", "60", *(["--tls"] if tls else []))
+    assert report["recorded"] == report["stored"] == 600_000
+    assert not (report["dropped"] or report["missing"] or report["reordered"])
+    share = report["relay"]["share of a core"]
+    record_property("share of a core", share)
+    print(f"the relay took {share:.1%} of a core")
+    assert tls or not share >= 0.4  # NaN where the system does not tell
+
+
+def test_reading_that_came_changed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES / "iot_gateway")
+    import reading
+
+    message = reading.encode("gateway-01", reading.Reading(7, 3, 21.5, 1_800_000_000.25))
+    assert len(message) == reading.SIZE == 200
+    assert reading.decode("gateway-01", message) == reading.Reading(7, 3, 21.5, 1_800_000_000.25)
+    for changed in (message[:7] + b"\x08" + message[8:], message.replace(b"21.5", b"21.6"), message + b" "):
+        with pytest.raises(ValueError, match="came changed"):
+            reading.decode("gateway-01", changed)
+    with pytest.raises(ValueError, match="came changed"):
+        reading.decode("gateway-02", message)

@@ -10,7 +10,13 @@ import sys
 import atheris  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
 #: What is watched for new paths; the rest of the product is not in the way of an input.
-WATCHED = ["trunkline.protocol", "trunkline.server.config", "trunkline.server.entities", "trunkline.server.relay"]
+WATCHED = [
+    "trunkline.protocol",
+    "trunkline.sdk.proxy",
+    "trunkline.server.config",
+    "trunkline.server.entities",
+    "trunkline.server.relay",
+]
 
 with atheris.instrument_imports(include=WATCHED):
     from fuzz.targets import TARGETS, check

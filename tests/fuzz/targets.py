@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fuzz import frame_targets, text_targets
+from fuzz import frame_targets, proxy_targets, text_targets
 from fuzz.text_targets import SECRET
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -227,6 +227,67 @@ _ALL = (
             b"\x00",
             b"\xff",
             _KEY,
+        ),
+    ),
+    Target(
+        "proxy_header",
+        proxy_targets.proxy_header,
+        (
+            b"PROXY TCP4 192.0.2.7 198.51.100.1 40000 443\r\nGET / HTTP/1.1\r\n",
+            b"PROXY TCP6 2001:db8::7 ::1 40000 443\r\n",
+            b"PROXY UNKNOWN\r\n",
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c\xc0\x00\x02\x07\xc6\x33\x64\x01\x9c\x40\x01\xbbGET",
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x21\x00\x27" + bytes(39),
+            b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00",
+        ),
+        (
+            *_words("PROXY TCP4 TCP6 UNKNOWN 192.0.2.7 2001:db8::7 ::ffff:192.0.2.7 fe80::1%eth0 65535 065 -1 \u0661"),
+            b" ",
+            b"\r\n",
+            b"\r\n\r\n\0\r\nQUIT\n",
+            b"\x21\x11\x00\x0c",
+            b"\x21\x31\x00\xd8",
+            b"\x20\x00\x10\x00",
+        ),
+    ),
+    Target(
+        "forwarded",
+        proxy_targets.forwarded,
+        (b"203.0.113.7, 192.0.2.5\nhttps, http", b"[2001:db8::7]:443, unknown, 192.0.2.9:80\nwss", b"_hidden"),
+        (
+            *_words(", [ ] : 192.0.2.5 203.0.113.7 2001:db8::7 ::ffff:192.0.2.7 fe80::1%eth0 65535 99999 unknown"),
+            *_words("https http wss ws \u0661"),
+            b" ",
+            b"\n",
+        ),
+    ),
+    Target(
+        "proxy_url",
+        proxy_targets.proxy_url,
+        (b"http://user:" + _KEY + b"@proxy:3128", b"socks5h://[::1]", b"proxy.example:80", b"socks5://u%20:p@h:1080/"),
+        (
+            *_words(
+                "http:// https:// socks5:// socks5h:// socks:// @ : / ? # % %40 %0d%0a %00 [ ] [::1] 65535 0 \u00fc"
+            ),
+            b":" + _KEY + b"@",
+            b"\n",
+            b"\xff",
+        ),
+    ),
+    Target(
+        "proxy_answer",
+        proxy_targets.proxy_answer,
+        (
+            b"HTTP/1.1 200 Connection established\r\nVia: 1.1 p\r\n\r\n",
+            b"HTTP/1.0 407 Who are you\r\nProxy-Authenticate: Basic realm=x\r\nproxy-authenticate: NTLM\r\n\r\n",
+            b"HTTP/1.1 503\r\n\r\nbody",
+        ),
+        (
+            *_words("HTTP/1.1 HTTP/1.0 HTTP/2 200 299 403 407 500 999 Proxy-Authenticate: Basic Negotiate \u0085"),
+            b"\r\n",
+            b"\r\n\r\n",
+            b" ",
+            b"\x1b[2J",
         ),
     ),
     Target(

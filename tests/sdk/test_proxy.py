@@ -55,6 +55,7 @@ def test_address_of_a_proxy_is_read(text: str, expected: Proxy) -> None:
         ("http://proxy.example:99999", "cannot be read"),
         ("http://", "cannot be read"),
         ("http://[::1", "cannot be read"),
+        ("http://user:hu\udcffsh@proxy.example", "cannot be read"),
         ("http://hush%3Ahush:x@proxy.example", "colon"),
         ("socks5://hush@proxy.example", "neither"),
         ("socks5://hush:%C3%A9hush@proxy.example", "ASCII"),

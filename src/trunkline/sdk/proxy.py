@@ -139,6 +139,7 @@ def read_proxy(text: str, *, origin: str = "") -> Proxy:
     if "://" not in text:
         text = f"http://{text}"
     try:
+        text.encode()  # a variable of the environment may hold bytes that are no text
         parts = urlsplit(text.strip())
         credentials, at, authority = parts.netloc.rpartition("@")
         host, port = split_authority(authority)
