@@ -11,7 +11,7 @@ import pytest
 
 from trunkline.cli import node_process
 from trunkline.cli.failure import Failure
-from trunkline.cli.node_process import NodeProcess, _log_what_the_loop_caught
+from trunkline.cli.node_process import LOOP_ERRORS_TOLD, LoopErrors, NodeProcess
 from trunkline.server.config.settings import NodeSettings
 from trunkline.server.node import Node
 
@@ -91,10 +91,23 @@ async def test_what_the_loop_caught_is_one_line_when_a_peer_did_it(caplog: pytes
     caplog.set_level(logging.INFO, "trunkline.node")
     loop = asyncio.get_running_loop()
     for error in (ssl.SSLError(1, "no shared cipher"), object(), ValueError("ours")):
-        _log_what_the_loop_caught(loop, {"message": "handshake failed\nprotocol: x", "exception": error})
+        LoopErrors()(loop, {"message": "handshake failed\nprotocol: x", "exception": error})
     levels = [(record.levelname, record.exc_info is not None) for record in caplog.records]
     assert levels == [("INFO", False), ("INFO", False), ("ERROR", True)]
     assert all("protocol" not in record.getMessage() for record in caplog.records)
+
+
+async def test_flood_of_the_same_is_told_in_part_and_counted_in_whole(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "trunkline.node")
+    handler, loop = LoopErrors(), asyncio.get_running_loop()
+    for _ in range(LOOP_ERRORS_TOLD + 1_234):
+        handler(loop, {"message": "SSL handshake failed", "exception": object()})
+    handler(loop, {"message": "something else", "exception": object()})
+    assert [record.getMessage() for record in caplog.records].count("SSL handshake failed") == LOOP_ERRORS_TOLD
+    async with asyncio.timeout(5):
+        while "and 1,234 more" not in caplog.text:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    assert caplog.records[-1].getMessage().endswith("s: SSL handshake failed")
 
 
 @pytest.mark.parametrize(("limit", "said"), [(1_024, True), (8_191, True), (8_192, False)])

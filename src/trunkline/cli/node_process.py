@@ -12,6 +12,7 @@ import logging
 import re
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
@@ -28,6 +29,9 @@ from trunkline.server.node import HandedSockets, Node
 from trunkline.server.relay.sockets import raise_descriptor_limit
 
 log = logging.getLogger("trunkline.node")
+
+# Lines of the same error of the event loop in a second.
+LOOP_ERRORS_TOLD = 10
 
 # Files and sockets below which a node is told to be short of them: a relayed connection takes two.
 FEW_DESCRIPTORS = 8_192
@@ -116,7 +120,7 @@ class NodeProcess:
         # nohup has it ignored, and so it stays.
         elif hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             on_signal(signal.SIGHUP, partial(self.stop, signal.SIGHUP))
-        asyncio.get_running_loop().set_exception_handler(_log_what_the_loop_caught)
+        asyncio.get_running_loop().set_exception_handler(LoopErrors())
         open_all_descriptors()
         # The service manager hears that the loop turns also while the node drains and stops.
         alive = asyncio.get_running_loop().create_task(self._manager.keep_alive())
@@ -190,16 +194,37 @@ def _as_option(setting: re.Match[str]) -> str:
     return f"{setting[1]}{'--admin-' if setting[2] else '--'}{setting[3]}"
 
 
-def _log_what_the_loop_caught(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """One line for a peer that misbehaves, such as one that speaks no TLS; a traceback for what is our fault."""
-    error = context.get("exception")
-    what = str(context.get("message", "")).partition("\n")[0]
-    if isinstance(error, OSError):
-        log.info("%s: %s", what, harmless(str(error)))
-    elif isinstance(error, BaseException):
-        log.error("%s", what, exc_info=error)
-    else:  # aiofastnet 1.2 gives no exception, but something else, for a handshake of TLS that failed
-        log.info("%s", what)
+class LoopErrors:
+    """The exception handler of the loop: one line for a peer that misbehaves, such as one that speaks no TLS; a
+    traceback for what is our fault. A flood of the same is told in part, and counted in whole.
+    """
+
+    def __init__(self) -> None:
+        self._throttle = logs.Throttle(LOOP_ERRORS_TOLD, time.monotonic)
+        # Whether somebody will look at what was left out.
+        self._is_awaited = False
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """As the loop calls its exception handler."""
+        error = context.get("exception")
+        what = str(context.get("message", "")).partition("\n")[0]
+        if not self._throttle.lets(what):
+            if not self._is_awaited:
+                self._is_awaited = True
+                loop.call_later(1.1, self._tell_left_out)
+            return
+        if isinstance(error, OSError):
+            log.info("%s: %s", what, harmless(str(error)))
+        elif isinstance(error, BaseException):
+            log.error("%s", what, exc_info=error)
+        else:  # aiofastnet 1.2 gives no exception, but something else, for a handshake of TLS that failed
+            log.info("%s", what)
+
+    def _tell_left_out(self) -> None:
+        self._is_awaited = False
+        seconds, left_out = self._throttle.left_out()
+        for what, count in left_out.items():
+            log.info("and %s more in %.1f s: %s", f"{count:,}", seconds, what)
 
 
 async def _first_of(*work: Coroutine[Any, Any, Any]) -> None:

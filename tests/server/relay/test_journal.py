@@ -265,13 +265,16 @@ async def test_refusals_are_told_with_their_operation_and_counted_by_their_error
     assert all(line["activityId"] for line in failed)
 
 
-async def test_request_that_could_not_be_read_is_counted() -> None:
+async def test_request_that_could_not_be_read_is_counted_and_told(told: Lines) -> None:
     async with Relay() as relay:
         peer = await Peer.dial(relay.port)
         async with peer:
             peer.send(b"GET / HTTP/1.1\r\n\r\n")
             await leaves(peer, 400)
         assert counted(relay, metrics.REFUSALS, ()) == {"invalid_request": 1}
+    line = told.one(logs.PROCESSING_REQUEST_FAILED)
+    assert (line["remote"], line["status"], line["error"]) == ("127.0.0.1", 400, "invalid_request")
+    assert line["activityId"] in line["message"]
 
 
 async def test_flood_of_refusals_is_told_in_part_and_counted_in_whole(told: Lines) -> None:

@@ -238,7 +238,8 @@ class Admission:
 
     def early_phrase(self, error: RelayError) -> str:
         """The reason phrase for a peer whose request could not be read: a tracking id, and no address."""
-        return error.reason_phrase(tracking_id=self._new_guid(), address="sb://", now=self._wall_clock())
+        error.tracking_id = self._new_guid()
+        return error.reason_phrase(tracking_id=error.tracking_id, address="sb://", now=self._wall_clock())
 
     @staticmethod
     def has_failed(head: RequestHead, error: RelayError) -> bool:

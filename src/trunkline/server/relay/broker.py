@@ -176,10 +176,11 @@ class Broker:
         self.journal.refused(exchange, error)
         self._admission.refuse(exchange, error)
 
-    def unread(self, error: RelayError) -> str:
-        """The reason phrase for a peer whose request could not be read; the refusal is counted."""
-        self.journal.unread(error)
-        return self._admission.early_phrase(error)
+    def unread(self, error: RelayError, address: str) -> str:
+        """The reason phrase for the peer at `address`, whose request could not be read; the refusal is counted."""
+        phrase = self._admission.early_phrase(error)
+        self.journal.unread(error, address)
+        return phrase
 
     # -- listen
 

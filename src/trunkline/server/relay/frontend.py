@@ -269,7 +269,7 @@ class Frontend:
         serve: called with each request whose head is whole.
         clock: seconds, monotonic; the loop's time.
         has_room: whether the process can hold one more connection, asked for each.
-        phrase: the reason phrase of a refusal whose request nobody has seen.
+        phrase: the reason phrase of a refusal whose request nobody has seen, and the address of the peer.
         proxies: who is believed when it says whose connection it passes on.
         proxy_protocol: whether these begin each connection with a header of the PROXY protocol.
     """
@@ -280,7 +280,7 @@ class Frontend:
         clock: Callable[[], float],
         *,
         has_room: Callable[[], bool] = lambda: True,
-        phrase: Callable[[RelayError], str] = lambda error: clean_phrase(error.message),
+        phrase: Callable[[RelayError, str], str] = lambda error, address: clean_phrase(error.message),
         proxies: TrustedProxies = NO_PROXIES,
         proxy_protocol: bool = False,
     ) -> None:
@@ -484,7 +484,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
 
     def _refuse(self, error: RelayError) -> None:
         self._frontend.heads.pop(self, None)
-        phrase = self._frontend.phrase(error)
+        phrase = self._frontend.phrase(error, self._peer[0])
         headers = [("Sec-WebSocket-Version", "13")] if isinstance(error, UpgradeRequired) else []
         self.respond(error.status, phrase, headers, phrase.encode() + b"\n", "text/plain; charset=utf-8")
 

@@ -302,9 +302,22 @@ class Journal:
             reason=clean_phrase(error.message),
         )
 
-    def unread(self, error: RelayError) -> None:
+    def unread(self, error: RelayError, address: str) -> None:
         """A request that could not be read is refused."""
-        self._tallies.node.add(metrics.REFUSALS, metrics.reason_of(error))
+        reason = metrics.reason_of(error)
+        self._tallies.node.add(metrics.REFUSALS, reason)
+        if not self._throttle.lets(f"{logs.PROCESSING_REQUEST_FAILED.name} {reason}"):
+            return
+        logs.write(
+            log,
+            logs.PROCESSING_REQUEST_FAILED,
+            f"refused what came from {address}: {error.status} {clean_phrase(str(error))}",
+            activityId=error.tracking_id,
+            remote=address,
+            status=error.status,
+            error=reason,
+            reason=clean_phrase(error.message),
+        )
 
     def tick(self) -> None:
         """Tell what was left out; to be called about once a second."""
