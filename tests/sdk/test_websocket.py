@@ -16,10 +16,12 @@ from sdk.fake_clock import FakeClock
 from sdk.relay_stub import Peer, RelayStub, until
 from trunkline.protocol.errors import (
     ConnectionLost,
+    ConnectionNotEstablished,
     ConnectionRejected,
     EndpointNotFound,
     HeadersTooLarge,
     InvalidSetting,
+    NoListener,
     ProtocolViolation,
     RelayError,
 )
@@ -94,6 +96,48 @@ async def test_refusal_without_reason_phrase_and_with_a_body_that_never_ends() -
     async with RelayStub() as relay:
         error = await refused(relay, b"HTTP/1.1 503\r\nContent-Length: 100\r\n\r\nonly this", close=False)
         assert isinstance(error, RelayError) and error.status == 503
+
+
+WORDS = b"There are no listeners connected for the endpoint. TrackingId:abc, x\n"
+
+
+@pytest.mark.parametrize("phrase", [b" Gateway Timeout", b" gateway timeout", b"", b" "])
+@pytest.mark.parametrize("pieces", [1, 3])
+async def test_words_of_the_relay_are_in_the_body_where_a_proxy_took_the_phrase(phrase: bytes, pieces: int) -> None:
+    head = b"HTTP/1.1 504" + phrase + b"\r\nContent-Length: %d\r\n\r\n" % len(WORDS)
+
+    async def serve(peer: Peer) -> None:
+        await peer.write(head + (WORDS if pieces == 1 else b""))
+        for start in range(0, len(WORDS) if pieces > 1 else 0, 30):
+            await asyncio.sleep(0.01)
+            await peer.write(WORDS[start : start + 30])
+
+    async with RelayStub() as relay:
+        error = await failed(relay, serve)
+        assert isinstance(error, NoListener)
+        assert error.message == WORDS.decode().strip() and error.tracking_id == "abc"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 504 Gateway Timeout\r\nContent-Length: 6\r\n\r\n<html>",
+        b"HTTP/1.1 504 Gateway Timeout\r\nContent-Length: 9000\r\n\r\n" + WORDS,
+        b"HTTP/1.1 504 Gateway Timeout\r\n\r\n" + WORDS,
+        b"HTTP/1.1 504 Gateway Timeout\r\nContent-Length: 100\r\n\r\nonly this",
+    ],
+)
+async def test_other_bodies_are_nobodys_words(answer: bytes) -> None:
+    async with RelayStub() as relay:
+        error = await refused(relay, answer)
+        assert isinstance(error, ConnectionNotEstablished) and error.message == "Gateway Timeout"
+
+
+async def test_reason_phrase_of_the_relay_goes_before_the_body() -> None:
+    async with RelayStub() as relay:
+        answer = b"HTTP/1.1 404 Endpoint does not exist. TrackingId:def, x\r\nContent-Length: %d\r\n\r\n" % len(WORDS)
+        error = await refused(relay, answer + WORDS)
+        assert isinstance(error, EndpointNotFound) and error.tracking_id == "def"
 
 
 async def test_answer_below_400_is_a_rejection_too() -> None:

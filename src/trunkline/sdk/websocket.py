@@ -24,6 +24,7 @@ import ssl as ssl_module
 import struct
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from http import HTTPStatus
 from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
@@ -56,6 +57,9 @@ except ImportError:  # a platform without such a wheel; masks some 20 times slow
 #: Bytes of a response head. A refusal may carry the listener's own words in its reason phrase, which the relay
 #: passes on whole; they came to the relay in a request head, of at most 32 KiB.
 RESPONSE_HEAD_LIMIT = 65_536
+#: Bytes of a refusal's body, and seconds to wait for them, where its reason phrase was lost on the way.
+REFUSAL_BODY_LIMIT = 8_192
+REFUSAL_BODY_TIMEOUT = 1.0
 #: Bytes that may wait in the transport before `Link.drain` waits, and below which it goes on.
 WRITE_HIGH_WATER = 262_144
 WRITE_LOW_WATER = 65_536
@@ -77,6 +81,7 @@ USER_AGENT = f"trunkline/{__version__} ({platform.system()}; Python {platform.py
 _HEADER_NAME = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")  # a token of RFC 9110 section 5.6.2
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([0-9]{3})(?: ([^\r\n]*))?\r\n")
+_CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,6})[ \t]*\r\n", re.IGNORECASE)
 #: What the handshake writes itself. The rest of a request's headers is the application's.
 _OWN_HEADERS = frozenset(
     ("host", "upgrade", "connection", "content-length", "transfer-encoding", "servicebusauthorization")
@@ -123,6 +128,9 @@ class Link(asyncio.Protocol):
         self._early = bytearray()
         # Resolved with the response head, without the empty line's successor; None when it is not awaited.
         self._head: asyncio.Future[bytes] | None = None
+        # The body of a refusal, while it is awaited, and its size.
+        self._body: asyncio.Future[None] | None = None
+        self._body_size = 0
         self._receiver: Receiver | None = None
         self._paused = False
         # Not None while the transport holds more than WRITE_HIGH_WATER bytes; resolved when it has drained.
@@ -248,6 +256,8 @@ class Link(asyncio.Protocol):
             self._receiver.data_received(data)
             return
         self._early += data
+        if self._body is not None and len(self._early) >= self._body_size and not self._body.done():
+            self._body.set_result(None)
         if self._head is None or self._head.done():
             return
         end = self._early.find(b"\r\n\r\n")
@@ -283,6 +293,8 @@ class Link(asyncio.Protocol):
             lost = ConnectionLost("The connection was closed before the upgrade was answered")
             lost.__cause__ = exc
             self._head.set_exception(lost)
+        if self._body is not None and not self._body.done():
+            self._body.set_result(None)
         if self._receiver is not None:
             self._receiver.connection_lost(exc)
 
@@ -308,6 +320,16 @@ class Link(asyncio.Protocol):
             raise ConnectionLost("The connection was closed before the upgrade was sent") from self._failure
         self.write(request)
         return await self._head
+
+    async def refusal_body(self, size: int) -> bytes:
+        """The `size` bytes behind the head of a refusal, or what of them comes within REFUSAL_BODY_TIMEOUT."""
+        self._body, self._body_size = asyncio.get_running_loop().create_future(), size
+        if len(self._early) < size and not self.closed.done():
+            self.resume_reading()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REFUSAL_BODY_TIMEOUT):
+                    await self._body
+        return bytes(self._early[:size])
 
 
 async def dial(
@@ -352,6 +374,8 @@ async def dial(
         async with asyncio.timeout(timeout):
             await _connect(link, uri, ssl, via)
             head = await link.exchange(request.serialize())
+            size = _body_to_read(head)
+            body = await link.refusal_body(size) if size else b""
     except TimeoutError as error:
         link.abort()
         if error.args:  # the operating system's own (ETIMEDOUT) says more
@@ -368,7 +392,7 @@ async def dial(
         link.abort()
         raise
     try:
-        _check_answer(handshake, head)
+        _check_answer(handshake, head, body)
     except BaseException:
         link.close()
         raise
@@ -436,7 +460,24 @@ def _request(
     return handshake, request
 
 
-def _check_answer(handshake: ClientProtocol, head: bytes) -> None:
+def _body_to_read(head: bytes) -> int:
+    """Bytes of the body of a refusal whose reason phrase is not the relay's; 0 where the phrase says all there is.
+
+    Some proxies (Caddy, whatever speaks HTTP/2 on one side) put the usual phrase of the status, or none, in its place.
+    A relay of Trunkline says the same in the body.
+    """
+    status_line, length = _STATUS_LINE.match(head), _CONTENT_LENGTH.search(head)
+    if status_line is None or length is None:
+        return 0
+    status, phrase = int(status_line[1]), (status_line[2] or b"").decode("latin-1").strip()
+    usual = HTTPStatus(status).phrase if status in set(HTTPStatus) else ""
+    if status < 400 or phrase.lower() not in ("", usual.lower()):
+        return 0
+    size = int(length[1])
+    return size if size <= REFUSAL_BODY_LIMIT else 0
+
+
+def _check_answer(handshake: ClientProtocol, head: bytes, body: bytes) -> None:
     """Raise unless `head` accepts the upgrade.
 
     A refusal is read here and not by the websockets library, which cuts status lines at 8 KiB and waits for a body.
@@ -446,7 +487,10 @@ def _check_answer(handshake: ClientProtocol, head: bytes) -> None:
         raise ProtocolViolation("The peer did not answer in HTTP/1.1")
     status = int(status_line[1])
     if status != 101:
-        raise error_for_status(status, (status_line[2] or b"").decode("latin-1"))
+        phrase = (status_line[2] or b"").decode("latin-1")
+        if b"TrackingId:" in body:
+            phrase = body.decode("utf-8", "replace")
+        raise error_for_status(status, phrase)
     handshake.receive_data(head)
     failure = handshake.handshake_exc
     if failure is not None:
