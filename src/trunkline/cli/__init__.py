@@ -6,6 +6,7 @@ that was asked for is imported, so that ``trunkline --help`` is fast.
     serve, emulator             a node in this process                    node_process, settings_options, guide
                                 in a folder that is not the other's       data_folder
                                 under a service manager                   systemd
+                                whose log never holds it up               log_stream
     listen, connect             the two sides of a connection             credentials, standard_streams
     connection-string, token    what others need to get in                credentials, rules
                                 explained, or kept in a file              token_explanation, token_file

@@ -20,6 +20,7 @@ from typing import Any, TextIO
 
 from trunkline.cli.event_loop import on_signal
 from trunkline.cli.failure import harmless, usage
+from trunkline.cli.log_stream import LogStream, patient
 from trunkline.cli.systemd import ServiceManager
 from trunkline.protocol.errors import InvalidSetting, RelayError
 from trunkline.server import logs
@@ -43,14 +44,20 @@ TIME_TO_STOP = 15.0
 class _Stderr(logging.StreamHandler[TextIO]):
     """The handler of `log_to_stderr`, told from those that others have set up."""
 
+    def close(self) -> None:
+        if isinstance(self.stream, LogStream):
+            self.stream.finish()
+        super().close()
+
 
 def log_to_stderr(settings: NodeSettings) -> None:
     """Show what the node does on stderr, one line for each event; called again when the settings have changed."""
     # Nothing happens where somebody else has set logging up.
-    logging.basicConfig(level=logging.WARNING, handlers=[_Stderr(sys.stderr)])
-    for handler in logging.root.handlers:
-        if isinstance(handler, _Stderr):
-            handler.setFormatter(logs.formatter(settings.log_format, sys.stderr))
+    if not logging.root.handlers:
+        logging.basicConfig(level=logging.WARNING, handlers=[_Stderr(patient(sys.stderr, _tell_lost))])
+    handler = _own_handler()
+    if handler is not None:
+        handler.setFormatter(logs.formatter(settings.log_format, handler.stream))
     logs.set_level(settings.log_level)
     # What the SDK does for a demonstration is told by the demonstration.
     logging.getLogger("trunkline.sdk").setLevel(logging.WARNING)
@@ -58,10 +65,21 @@ def log_to_stderr(settings: NodeSettings) -> None:
 
 def tell_ready(text: str, settings: NodeSettings) -> None:
     """Tell whoever started the node that it is ready: a line of its own, or one of the log where that is JSON."""
-    if isinstance(logs.formatter(settings.log_format, sys.stderr), logs.JsonFormatter):
+    handler = _own_handler()
+    stream = sys.stderr if handler is None else handler.stream
+    if isinstance(logs.formatter(settings.log_format, stream), logs.JsonFormatter):
         log.info("%s", text)
     else:
-        print(text, file=sys.stderr, flush=True)
+        stream.write(f"{text}\n")
+        stream.flush()
+
+
+def _own_handler() -> _Stderr | None:
+    return next((each for each in logging.root.handlers if isinstance(each, _Stderr)), None)
+
+
+def _tell_lost(count: int) -> None:
+    log.warning("%d lines of the log were lost: standard error took no more", count)
 
 
 def open_all_descriptors() -> None:

@@ -338,3 +338,22 @@ async def test_store_that_could_not_be_opened_is_not_owned(tmp_path: Path) -> No
         SqliteStore(file)
     file.unlink()
     await SqliteStore(file).close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps a file that is in use")
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_file_that_was_removed_or_replaced_takes_no_changes(replaced: bool, tmp_path: Path) -> None:
+    """They would be acknowledged, and gone with the process."""
+    file = tmp_path / "entities.db"
+    store = SqliteStore(file)
+    document = await store.put("/kept", {"a": 1}, etag=None)
+    file.rename(tmp_path / "elsewhere")
+    if replaced:
+        file.write_bytes((tmp_path / "elsewhere").read_bytes())
+    for change in (store.put("/lost", {}, etag=None), store.delete("/kept", etag=document.etag)):
+        with pytest.raises(StoreError, match=rf"{file} was removed or replaced .* restart the node"):
+            await change
+    assert [each.id for each in await store.list("/")] == ["/kept"]
+    (tmp_path / "elsewhere").rename(file)
+    await store.put("/more", {}, etag=None)
+    await store.close()

@@ -85,6 +85,9 @@ class SqliteStore:
         try:
             with self._declared_errors():
                 self._connection = self._open()
+            if self._file is not None:
+                # Which file it is, whatever bears its name later.
+                self._opened = os.stat(self._file)
         except BaseException:
             self._disown()
             raise
@@ -216,6 +219,7 @@ class SqliteStore:
         """Writes one document, or a marker when ``body`` is None."""
         if self._read_only:
             raise StoreLocked(f"{self._file} was opened to be read; ask the node that owns it for changes")
+        self._check_is_there()
         with self._transaction():
             where = "SELECT id, revision FROM document WHERE key = ? AND body IS NOT NULL"
             found = self._connection.execute(where, (id.lower(),)).fetchone()
@@ -228,6 +232,20 @@ class SqliteStore:
             if body is None:
                 self._forget_markers()
         return Document(kept_id, str(revision), revision, {} if body is None else json.loads(body))
+
+    def _check_is_there(self) -> None:
+        """Writes to a file that has lost its name would succeed, and be gone with the process. SQLite does not look."""
+        if self._file is None:
+            return
+        try:
+            is_there = os.path.samestat(os.stat(self._file), self._opened)
+        except OSError:
+            is_there = False
+        if not is_there:
+            raise StoreError(
+                f"{self._file} was removed or replaced while it was in use, and takes no changes any more; put back"
+                " what was there, or a backup, and restart the node"
+            )
 
     def _forget_markers(self) -> None:
         """Drops the older half of the markers when there are too many; never the newest, which holds the revision."""
