@@ -45,10 +45,9 @@ class Certificate:
         return cls(file, client)
 
 
-def _configured(text: str, port: int, node: int, certificate: Certificate) -> str:
-    """A configuration of the guide, for this machine: its ports, and the certificate of the test."""
-    text = re.sub(r"/etc/trunkline/[\w.-]+", str(certificate.file), text)
-    return text.replace("127.0.0.1:8443", f"127.0.0.1:{node}").replace("relay.example.com", "localhost")
+def configured(text: str, certificate: Certificate) -> str:
+    """A configuration of the guide with the certificate of the test."""
+    return re.sub(r"/etc/trunkline/[\w.-]+", str(certificate.file), text)
 
 
 def _caddy(folder: Path, text: str, port: int) -> list[str]:
@@ -108,14 +107,15 @@ async def front_proxy(
     language: str, text: str, folder: Path, *, port: int, node: int, certificate: Certificate
 ) -> AsyncIterator[None]:
     """Run a configuration of the guide on `port`, in front of the node on its port."""
-    command = PROGRAMS[language](folder, _configured(text, port, node, certificate), port)
+    text = configured(text, certificate).replace("127.0.0.1:8443", f"127.0.0.1:{node}")
+    command = PROGRAMS[language](folder, text.replace("relay.example.com", "localhost"), port)
     log = folder / "proxy.log"
     with log.open("wb") as output:
         environment = {**os.environ, "HOME": str(folder), "XDG_DATA_HOME": str(folder)}
         process = await asyncio.create_subprocess_exec(*command, stdout=output, stderr=output, env=environment)
     try:
         async with asyncio.timeout(20):
-            while not await _is_open(port):
+            while not await _is_open(port, certificate.client):
                 assert process.returncode is None, log.read_text()
                 await asyncio.sleep(0.02)
         yield
@@ -125,9 +125,9 @@ async def front_proxy(
         await process.wait()
 
 
-async def _is_open(port: int) -> bool:
+async def _is_open(port: int, client: ssl.SSLContext) -> bool:
     try:
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        _, writer = await asyncio.open_connection("localhost", port, ssl=client)
     except OSError:
         return False
     writer.close()

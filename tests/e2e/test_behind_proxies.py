@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from e2e.front_proxy import Certificate, blocks, free_port, front_proxy
+from e2e.front_proxy import Certificate, blocks, configured, free_port, front_proxy
 from e2e.raw_websocket import RawWebSocket
 from trunkline.protocol import connection_string, sas
 from trunkline.protocol.errors import InvalidSignature, RelayError
+from trunkline.protocol.splice import Side
 from trunkline.sdk import HybridConnectionClient, HybridConnectionListener
 from trunkline.server.config.declarative import parse
 from trunkline.server.config.settings import load
@@ -40,9 +41,9 @@ name = "orders"
 """
 
 #: The settings of the guide: trusted proxies, those with a public URL, and those with the PROXY protocol.
-PLAIN, PUBLIC, PROXY_PROTOCOL = blocks("toml")
+PLAIN, PUBLIC, PROXY_PROTOCOL, PASSED_THROUGH = blocks("toml")
 CADDY, NGINX = blocks("caddyfile")[0], blocks("nginx")[0]
-HAPROXY, HAPROXY_TCP = blocks("haproxy")
+HAPROXY, HAPROXY_TCP, HAPROXY_THROUGH = blocks("haproxy")
 
 CASES = {
     "caddy": ("caddyfile", CADDY, PLAIN),
@@ -51,6 +52,12 @@ CASES = {
     "haproxy with a public url": ("haproxy", HAPROXY, PUBLIC),
     "haproxy send-proxy-v2": ("haproxy", HAPROXY_TCP, PROXY_PROTOCOL),
     "haproxy send-proxy": ("haproxy", HAPROXY_TCP.replace("send-proxy-v2", "send-proxy"), PROXY_PROTOCOL),
+    "haproxy send-proxy-v2 ahead of TLS": ("haproxy", HAPROXY_THROUGH, PASSED_THROUGH),
+    "haproxy send-proxy ahead of TLS": (
+        "haproxy",
+        HAPROXY_THROUGH.replace("send-proxy-v2", "send-proxy"),
+        PASSED_THROUGH,
+    ),
 }
 
 
@@ -84,7 +91,8 @@ async def fronted(case: str, folder: Path) -> AsyncIterator[Fronted]:
     language, text, settings = CASES[case]
     certificate = Certificate.issue(folder)
     port = free_port()
-    declaration = parse(settings.replace("relay.example.com", f"localhost:{port}") + ENTITIES, "trunkline.toml")
+    settings = settings.replace("relay.example.com", f"localhost:{port}")
+    declaration = parse(configured(settings, certificate) + ENTITIES, "trunkline.toml")
     flags = {"port": "0", "admin_port": "0", "admin_socket": "off", "data": str(folder)}
     async with Node(load(declaration, flags), declaration, store=SqliteStore(":memory:")) as node:
         async with front_proxy(language, text, folder, port=port, node=node.port, certificate=certificate):
@@ -149,3 +157,37 @@ async def test_refusal_reaches_the_client_through_a_proxy(case: str, tmp_path: P
         writer.close()
         assert head.startswith(b"HTTP/1.1 400 ")
         assert body.startswith(b"This endpoint is only for web-socket requests. TrackingId:")
+
+
+@pytest.mark.parametrize("closes", ["sender", "listener"])
+async def test_all_that_was_sent_ahead_of_a_close_arrives_where_tls_begins_behind_a_header(
+    closes: str, tmp_path: Path
+) -> None:
+    """The transports are others there than those of a port with TLS."""
+    # More than all sockets on the way hold.
+    data = os.urandom(40_000_000)
+    async with fronted("haproxy send-proxy-v2 ahead of TLS", tmp_path) as front:
+        client = front.certificate.client
+        async with HybridConnectionListener(front.connection_string, ssl=client) as listener:
+            sender = await front.client().create_connection()
+            accepted = await listener.accept()
+            writing, reading = (sender, accepted) if closes == "sender" else (accepted, sender)
+
+            async def write_and_close() -> None:
+                for start in range(0, len(data), 1_000_000):
+                    await writing.send(data[start : start + 1_000_000])
+                await writing.close()
+
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(write_and_close())
+                # A reader that takes nothing until everything waits for it.
+                [connection] = front.node.splicing
+                leg = connection.legs[Side.SENDER if closes == "sender" else Side.LISTENER]
+                async with asyncio.timeout(20):
+                    while repr(leg) != f"<Leg {leg.side.name} paused>":  # noqa: ASYNC110
+                        await asyncio.sleep(0.005)
+                received = bytearray()
+                while part := await reading.read(65_536):
+                    received += part
+                await reading.close()
+            assert received == data

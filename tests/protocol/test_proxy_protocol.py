@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trunkline.protocol.errors import InvalidRequest
-from trunkline.protocol.proxy_protocol import LONGEST_1, LONGEST_2, SIGNATURE_2, ProxyHeader, read
+from trunkline.protocol.proxy_protocol import LONGEST_1, LONGEST_2, SIGNATURE_2, ProxyHeader, read, wanted
 
 ports = st.integers(0, 65_535)
 
@@ -173,3 +173,34 @@ def test_anything_is_a_header_or_none_or_not_yet_one(data: bytes) -> None:
     if found.source is not None:
         ipaddress.ip_address(found.source[0])
         assert 0 <= found.source[1] <= 65_535
+
+
+# -- no byte more than the header
+
+
+def taken_exactly(data: bytes) -> int:
+    """How many bytes were taken when the header is whole, by somebody who takes what is wanted and no more."""
+    taken = b""
+    while read(taken) is None:
+        taken = data[: len(taken) + wanted(taken)]
+    return len(taken)
+
+
+@given(st.ip_addresses(), ports, ports, st.binary(max_size=200), st.binary(min_size=1, max_size=40))
+def test_whoever_takes_what_is_wanted_takes_the_header_and_nothing_behind_it(
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int, other: int, more: bytes, behind: bytes
+) -> None:
+    for header in (
+        version_1(str(address), str(address), port, other),
+        version_2(str(address), port, more=more),
+        version_2(None, command=0x20, more=more),
+        b"PROXY UNKNOWN\r\n",
+        b"PROXY UNKNOWN a\rb c\r\n",
+    ):
+        assert taken_exactly(header + behind) == len(header)
+
+
+@given(st.binary(max_size=40))
+def test_something_is_always_wanted(data: bytes) -> None:
+    for start in (b"", b"PROXY ", SIGNATURE_2):
+        assert wanted(start + data) >= 1

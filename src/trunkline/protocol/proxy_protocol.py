@@ -23,6 +23,8 @@ LONGEST_1 = 107
 #: Bytes behind the fixed part of a header of version 2 that are taken; few need more than 520 (section 2.2).
 LONGEST_2 = 4_096
 
+# "PROXY UNKNOWN" with its line end; no header of either version is shorter.
+_SHORTEST = 15
 _FIXED_2 = 16
 _LOCAL, _PROXY = 0x20, 0x21
 # Family and transport: its addresses with their ports take so many bytes, and one address this many.
@@ -55,6 +57,18 @@ def read(data: bytes | bytearray) -> ProxyHeader | None:
     if any(signature.startswith(bytes(data[: len(signature)])) for signature in (SIGNATURE_1, SIGNATURE_2)):
         return None
     raise InvalidRequest("The proxy sent no PROXY header ahead of the request")
+
+
+def wanted(data: bytes | bytearray) -> int:
+    """How many bytes may be taken next, behind `data`, without taking anything that stands behind the header.
+
+    For whoever has to leave the rest alone, as TLS that begins there. Ask again until `read` gives the header.
+    """
+    if data.startswith(SIGNATURE_2) and len(data) >= _FIXED_2:
+        return max(1, _FIXED_2 + int.from_bytes(data[14:16], "big") - len(data))
+    if data.startswith(SIGNATURE_1) and len(data) >= _SHORTEST:
+        return 1 if data.endswith(b"\r") else 2
+    return max(1, _SHORTEST - len(data))
 
 
 def _read_1(data: bytes | bytearray) -> ProxyHeader | None:

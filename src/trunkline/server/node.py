@@ -60,7 +60,7 @@ from trunkline.server.relay import readings
 from trunkline.server.relay.admission import Admission
 from trunkline.server.relay.broker import Broker
 from trunkline.server.relay.forwarded import TrustedProxies
-from trunkline.server.relay.frontend import Frontend
+from trunkline.server.relay.frontend import Frontend, FrontendProtocol
 from trunkline.server.relay.journal import Journal
 from trunkline.server.relay.listeners import LocalDirectory
 from trunkline.server.relay.sockets import TLS_READ_SIZE, has_descriptors, lengthen_backlog
@@ -90,6 +90,11 @@ ACCEPTED_AT_ONCE = 64
 # Seconds for a TLS handshake, and for the peer's close_notify.
 TLS_HANDSHAKE_TIMEOUT = 10.0
 TLS_SHUTDOWN_TIMEOUT = 3.0
+TLS_OPTIONS: Mapping[str, Any] = {
+    "ssl_handshake_timeout": TLS_HANDSHAKE_TIMEOUT,
+    "ssl_shutdown_timeout": TLS_SHUTDOWN_TIMEOUT,
+    "ssl_incoming_bio_size": TLS_READ_SIZE,
+}
 
 # Seconds that listeners have to answer the Close of a node that stops.
 FAREWELL = 2.0
@@ -255,6 +260,10 @@ class Node:
         if self.settings.tls != "off":
             self._certificates = Certificates(self.settings, self.catalog)
             context = self._certificates.context
+            if self.settings.proxy_protocol:
+                # The header stands ahead of TLS: connections come in plain.
+                self._frontend.begin_tls = self._begin_tls
+                context = None
         await self._listen(self._frontend, "", context)
         self.phase = Phase.READY
         log.debug("ready on %s", self.url)  # whoever runs the node says so to people
@@ -293,11 +302,7 @@ class Node:
         port: int = getattr(self.settings, f"{prefix}port")
         options: dict[str, Any] = {"ssl": context, "backlog": ACCEPTED_AT_ONCE}
         if context is not None:
-            options |= {
-                "ssl_handshake_timeout": TLS_HANDSHAKE_TIMEOUT,
-                "ssl_shutdown_timeout": TLS_SHUTDOWN_TIMEOUT,
-                "ssl_incoming_bio_size": TLS_READ_SIZE,
-            }
+            options |= TLS_OPTIONS
         handed = self._handed.get(prefix.rstrip("_") or "data", ())
         places: list[dict[str, Any]] = [{"sock": each} for each in handed] or [{"host": host, "port": port}]
         loop = asyncio.get_running_loop()
@@ -315,6 +320,20 @@ class Node:
         for server in self._servers[-len(places) :]:
             lengthen_backlog(server, BACKLOG)
         self._ports.append(self._servers[-len(places)].sockets[0].getsockname()[1])
+
+    def _begin_tls(self, transport: asyncio.Transport, protocol: FrontendProtocol) -> None:
+        _ = self._tasks.spawn(self._secure(transport, protocol))
+
+    async def _secure(self, transport: asyncio.Transport, protocol: FrontendProtocol) -> None:
+        """Run the TLS handshake of a connection that came in plain."""
+        assert self._certificates is not None
+        loop, context = asyncio.get_running_loop(), self._certificates.context
+        try:
+            secured = await aiofastnet.start_tls(loop, transport, protocol, context, server_side=True, **TLS_OPTIONS)
+        except OSError:
+            # A peer that left, or speaks no TLS that we do: the loop is told, as with any other handshake.
+            return
+        protocol.secured(secured)
 
     async def _declare(self, declaration: Declaration, settings: NodeSettings) -> None:
         applied = await declarations.apply(self._administration(settings), declaration)

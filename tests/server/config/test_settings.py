@@ -229,7 +229,7 @@ OTHERS = {
     "opentelemetry": True,
 }
 #: What else a value needs.
-WITH = {"proxy_protocol": {"trusted_proxies": ["10.0.0.0/8"], "tls": "off"}}
+WITH = {"proxy_protocol": {"trusted_proxies": ["10.0.0.0/8"]}}
 
 
 @pytest.mark.parametrize("name", [name for name in SETTINGS if name not in LIMITS])
@@ -301,7 +301,6 @@ def test_what_is_no_network_is_told_as_it_was_written(written: object) -> None:
     ("text", "problem"),
     [
         ("proxy_protocol = true\ntls = 'off'", "it needs trusted_proxies"),
-        ("proxy_protocol = true\ntrusted_proxies = ['10.0.0.1']", 'it needs tls = "off"'),
         ("proxy_protocol = 'yes'", "it must be true or false"),
     ],
 )
@@ -309,5 +308,5 @@ def test_proxy_protocol_needs_somebody_who_may_speak_it(text: str, problem: str)
     with pytest.raises(InvalidConfiguration, match=problem) as caught:
         load(parse(f"[node]\n{text}\n", "a.toml"))
     assert "a.toml:2: node.proxy_protocol" in str(caught.value)
-    right = "proxy_protocol = true\ntls = 'off'\ntrusted_proxies = ['10.0.0.1']"
+    right = "proxy_protocol = true\ntrusted_proxies = ['10.0.0.1']"
     assert load(parse(f"[node]\n{right}\n", "a.toml")).proxy_protocol

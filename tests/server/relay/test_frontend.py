@@ -10,6 +10,7 @@ from ipaddress import ip_network
 from types import TracebackType
 from typing import Any, Self
 
+import aiofastnet
 import pytest
 from aiofastnet.constants import SSL_BIO_SIZE_DEFAULTS
 from hypothesis import given
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from server.relay.peers import (
     ACCEPT,
+    HOST,
     KEY,
     Answer,
     Clock,
@@ -766,6 +768,123 @@ async def test_header_of_the_proxy_protocol_is_refused_where_nobody_expects_it(
         answer = await peer.answer()
         assert answer.status == 400 and "PROXY protocol is not expected here" in answer.phrase
         assert port.is_idle
+
+
+# -- TLS behind the header
+
+
+class TlsBehindTheHeader:
+    """A port whose connections come in plain, and begin TLS behind the header of the PROXY protocol."""
+
+    def __init__(self, proxies: TrustedProxies = LOOPBACK) -> None:
+        self.port = Port(proxies=proxies, proxy_protocol=True, begin_tls=self._begin_tls)
+        self._context = server_tls()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.failures: list[BaseException] = []
+
+    def _begin_tls(self, transport: asyncio.Transport, protocol: FrontendProtocol) -> None:
+        task = asyncio.get_running_loop().create_task(self._secure(transport, protocol))
+        self._tasks.add(task)
+
+    async def _secure(self, transport: asyncio.Transport, protocol: FrontendProtocol) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            protocol.secured(await aiofastnet.start_tls(loop, transport, protocol, self._context, server_side=True))
+        except OSError as error:
+            self.failures.append(error)
+
+    async def __aenter__(self) -> Self:
+        await self.port.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.port.__aexit__(kind, error, trace)
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        assert not self.port.frontend.arriving
+
+    async def dial(self, header: bytes) -> Peer:
+        """Send a header, begin TLS and send a request, as a proxy that passes TLS through."""
+        peer = await self.port.dial()
+        peer.send(header)
+        writer: Any = peer.writer
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(5):
+            await writer.drain()
+            writer._transport = await aiofastnet.start_tls(
+                loop, writer.transport, writer._protocol, client_tls(), server_hostname=HOST
+            )
+        return peer
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [(VERSION_1, ("192.0.2.7", 4711)), (VERSION_2, ("192.0.2.7", 4711)), (LOCAL, None)],
+    ids=["version 1", "version 2", "local"],
+)
+async def test_tls_begins_behind_the_header_of_the_proxy_protocol(
+    header: bytes, expected: tuple[str, int] | None
+) -> None:
+    async with TlsBehindTheHeader() as tls:
+        peer = await tls.dial(header)
+        peer.send(HEAD)
+        exchange = await tls.port.exchange()
+        assert exchange.secure
+        assert exchange.remote == (expected or peer.writer.get_extra_info("sockname"))
+        assert (await peer.answer()).status == 200
+        await peer.leave()
+
+
+async def test_tls_of_a_peer_that_is_not_trusted_begins_at_once() -> None:
+    async with TlsBehindTheHeader(OTHERS) as tls:
+        peer = await tls.dial(b"")
+        peer.send(HEAD)
+        assert (await tls.port.exchange()).secure
+        assert (await peer.answer()).status == 200
+        await peer.leave()
+
+
+async def test_handshake_that_fails_behind_the_header_leaves_nothing() -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda *_: None)
+    async with TlsBehindTheHeader() as tls, await tls.port.dial() as peer:
+        peer.send(VERSION_2 + b"GET / HTTP/1.1\r\n\r\n")
+        await until(lambda: tls.failures)
+        await until(lambda: not tls.port.frontend.handshakes)
+        assert await peer.is_cut()
+
+
+async def test_peer_without_the_header_is_refused_before_tls_begins() -> None:
+    async with TlsBehindTheHeader() as tls, await tls.port.dial() as peer:
+        peer.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100))
+        assert (await peer.answer()).status == 400
+        assert tls.port.frontend.heads == {}
+
+
+async def test_header_that_tls_waits_for_has_to_come_in_time() -> None:
+    async with TlsBehindTheHeader() as tls, await tls.port.dial() as peer:
+        peer.send(VERSION_1[:20])
+        await tls.port.holds(20)
+        tls.port.pass_time(HEAD_TIMEOUT + 1)
+        assert (await peer.answer()).status == 408
+
+
+async def test_request_that_is_there_before_its_transport_is_read() -> None:
+    """It may come with the last of the handshake."""
+    handed: list[Exchange] = []
+    frontend = Frontend(handed.append, Clock(), proxies=OTHERS, proxy_protocol=True, begin_tls=lambda *_: None)
+    protocol = frontend.protocol()
+    async with Port() as port, await port.dial() as peer:
+        transport: Any = peer.writer.transport
+        protocol.connection_made(transport)
+        assert frontend.handshakes == 1 and not frontend.heads
+        RECEIVE_BUFFER[: len(HEAD)] = HEAD
+        protocol.buffer_updated(len(HEAD))
+        assert not handed
+        protocol.secured(transport)
+        assert handed and protocol in frontend.connections and not frontend.arriving
 
 
 async def test_peer_that_is_not_trusted_needs_no_header_of_the_proxy_protocol() -> None:

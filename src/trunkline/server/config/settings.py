@@ -194,7 +194,9 @@ class NodeSettings(BaseSettings):
         "at once",
     )
     proxy_protocol: Annotated[bool, BeforeValidator(_flag)] = _setting(
-        False, "trusted proxies begin each connection with a header of the PROXY protocol, version 1 or 2", "restart"
+        False,
+        "trusted proxies begin each connection with a header of the PROXY protocol, version 1 or 2, ahead of TLS too",
+        "restart",
     )
     preset: Literal["default", "azure"] = _setting(
         "default", "defaults of every limit; azure: as the real service was seen to do", "at once"
@@ -222,8 +224,6 @@ class NodeSettings(BaseSettings):
     def _together(self) -> Self:
         if self.proxy_protocol and not self.trusted_proxies:
             raise InvalidSetting("it needs trusted_proxies: the proxies that send the header")
-        if self.proxy_protocol and self.tls != "off":
-            raise InvalidSetting('it needs tls = "off": the header stands ahead of TLS, which the proxy has to end')
         return self
 
     @classmethod

@@ -272,6 +272,8 @@ class Frontend:
         phrase: the reason phrase of a refusal whose request nobody has seen, and the address of the peer.
         proxies: who is believed when it says whose connection it passes on.
         proxy_protocol: whether these begin each connection with a header of the PROXY protocol.
+        begin_tls: where TLS stands behind that header: takes a connection that came in plain and answers with
+            `FrontendProtocol.secured`, or closes it. None: the connections are what they are to be.
     """
 
     def __init__(
@@ -283,6 +285,7 @@ class Frontend:
         phrase: Callable[[RelayError, str], str] = lambda error, address: clean_phrase(error.message),
         proxies: TrustedProxies = NO_PROXIES,
         proxy_protocol: bool = False,
+        begin_tls: Callable[[asyncio.Transport, FrontendProtocol], None] | None = None,
     ) -> None:
         self.serve = serve
         self.clock = clock
@@ -290,6 +293,7 @@ class Frontend:
         # Counts for the next connection, and the next request of one that is there.
         self.proxies = proxies
         self.proxy_protocol = proxy_protocol
+        self.begin_tls = begin_tls
         self._has_room = has_room
         # Connections for which there was no room, since the last look at the clock.
         self._turned_away = 0
@@ -381,15 +385,35 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         return f"<FrontendProtocol {state} held={len(self._buffer)}>"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport  # type: ignore[assignment]
         # From the beginning: a listener may wait long for its place, and nothing else would find that it is gone.
         enable_keepalive(transport)
-        self._frontend.arriving.discard(self)
         address, port, *_ = transport.get_extra_info("peername") or self._peer
         self._peer = (plain_address(address), port)
         self._proxy_header_is_due = self._frontend.proxy_protocol and self._peer[0] in self._frontend.proxies
+        self._await_head(transport)  # type: ignore[arg-type]
+        if self._frontend.begin_tls is not None and not self._proxy_header_is_due:
+            self._begin_tls()
+
+    def _await_head(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._frontend.arriving.discard(self)
         self._frontend.connections.add(self)
         self._frontend.heads[self] = self._frontend.clock() + HEAD_TIMEOUT
+
+    def _begin_tls(self) -> None:
+        transport, self._transport = self._transport, None
+        assert transport is not None and self._frontend.begin_tls is not None
+        # What comes from now on is for TLS.
+        transport.pause_reading()
+        self._forget()
+        self._frontend.arriving.add(self)
+        self._frontend.begin_tls(transport, self)
+
+    def secured(self, transport: asyncio.Transport) -> None:
+        """TLS has begun on `transport`. What came with the last of its handshake is here already."""
+        self._await_head(transport)
+        if self._buffer:
+            self._look_for_head(len(self._buffer))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
@@ -403,6 +427,8 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         return False
 
     def get_buffer(self, sizehint: int) -> memoryview:
+        if self._proxy_header_is_due and self._frontend.begin_tls is not None:
+            return RECEIVE_BUFFER[: proxy_protocol.wanted(self._buffer)]
         return RECEIVE_BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -410,6 +436,8 @@ class FrontendProtocol(asyncio.BufferedProtocol):
             return
         self._was_read = True
         self._buffer += RECEIVE_BUFFER[:nbytes]
+        if self in self._frontend.arriving:
+            return
         if self._exchange is None:
             self._look_for_head(nbytes)
         # Also right behind the head: one read may bring far more than that. An answer empties the buffer.
@@ -418,8 +446,12 @@ class FrontendProtocol(asyncio.BufferedProtocol):
             self._transport.pause_reading()
 
     def _look_for_head(self, nbytes: int) -> None:
-        if self._proxy_header_is_due and not self._take_proxy_header():
-            return
+        if self._proxy_header_is_due:
+            if not self._take_proxy_header():
+                return
+            if self._frontend.begin_tls is not None:
+                self._begin_tls()
+                return
         if self._buffer.startswith((proxy_protocol.SIGNATURE_1, proxy_protocol.SIGNATURE_2)):
             hint = "proxy_protocol is not set, or the sender is none of trusted_proxies"
             self._refuse(InvalidRequest(f"A header of the PROXY protocol is not expected here: {hint}"))
@@ -583,3 +615,4 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         self._frontend.heads.pop(self, None)
         self._frontend.lingering.pop(self, None)
         self._frontend.connections.discard(self)
+        self._frontend.arriving.discard(self)
