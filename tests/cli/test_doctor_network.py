@@ -173,7 +173,26 @@ async def test_authority_that_is_not_trusted(node: RelayNodeThread, authority: A
     step = await check_tls(subject("127.0.0.1", node.port, ca=authority[1], tls=True))
     assert step.state == "failed" and "is not trusted" in step.text
     assert "issued by Trunkline development authority" in step.text and "127.0.0.1" in step.text
+    assert f"is not trusted by {authority[1]} (" in step.text
     assert "--ca" in step.remedy and len(step.facts["sha256"]) == 64
+    step = await check_tls(subject("127.0.0.1", node.port, tls=True))
+    assert "is not trusted by the authorities of this computer (" in step.text
+
+
+async def test_chain_is_told_up_to_the_authority_that_is_trusted(authority: Authority) -> None:
+    below = authority[0].create_child_ca()
+    with served(below.issue_cert("127.0.0.1", common_name="relay")) as port:
+        step = await check_tls(subject("127.0.0.1", port, ca=authority[1], tls=True))
+    assert step.state == "ok" and step.facts["trusted_by"] == str(authority[1])
+    assert len(step.facts["chain"]) == 3 and step.facts["chain"][0] == "relay"
+    assert " issued by trustme" in step.text and f" below {step.facts['chain'][-1]}, for " in step.text
+
+
+async def test_certificate_whose_chain_is_not_sent_is_not_trusted(authority: Authority) -> None:
+    whole = authority[0].create_child_ca().issue_cert("127.0.0.1")
+    with served(trustme.LeafCert(whole.private_key_pem.bytes(), whole.cert_chain_pems[0].bytes(), [])) as port:
+        step = await check_tls(subject("127.0.0.1", port, ca=authority[1], tls=True))
+    assert step.state == "failed" and "may not send the certificates in between" in step.remedy
 
 
 async def test_certificate_for_another_host(authority: Authority) -> None:

@@ -70,6 +70,8 @@ class Credentials:
     ssl: ssl.SSLContext | Literal[False] | None
     #: URL of a proxy, which may hold credentials; "" for none, None to look at the environment.
     proxy: str | None = field(default=None, repr=False)
+    #: The authority that is trusted instead of the computer's own; None for those.
+    ca: Path | None = None
 
     def listener(self, **options: Any) -> HybridConnectionListener:
         """A listener, not opened yet."""
@@ -124,7 +126,7 @@ def read(text: str | None, entity: str | None, ca: Path | None, no_tls: bool, pr
             f"--entity is {path}, and the connection string is for {parts.entity_path}",
             "leave one of them out, or use a connection string of the namespace",
         )
-    return Credentials(str(parts), path, f"{parts.endpoint}{path}", False if no_tls else _context(ca), proxy)
+    return Credentials(str(parts), path, f"{parts.endpoint}{path}", False if no_tls else _context(ca), proxy, ca)
 
 
 def _context(ca: Path | None) -> ssl.SSLContext | None:

@@ -127,16 +127,18 @@ async def check_tls(subject: Subject) -> Step:
             ms = since(started)
             connection = writer.get_extra_info("ssl_object")
             certificate = x509.load_der_x509_certificate(connection.getpeercert(binary_form=True))
+            chain = _verified_chain(connection)
             version = connection.version()
     except ssl.SSLCertVerificationError as error:
         return await _not_trusted(subject, error)
     except (ssl.SSLError, ConnectionError) as error:
         return await _no_handshake(subject, error)
     days = _days_left(certificate)
-    facts = {"ms": ms, "version": version, **_facts(certificate)}
-    text = (
-        f"{version}; the certificate is {_for(certificate)}, issued by {_name(certificate.issuer)}, for {days:.0f} days"
-    )
+    facts = {"ms": ms, "version": version, "chain": chain, "trusted_by": _trust(subject), **_facts(certificate)}
+    text = f"{version}; the certificate is {_for(certificate)}, issued by {_name(certificate.issuer)}"
+    if len(chain) > 2:
+        text += f" below {chain[-1]}"
+    text += f", for {days:.0f} days"
     if days < EXPIRES_SOON:
         return Step("tls", "warned", text, "renew the certificate of the relay before it ends", facts)
     return Step("tls", "ok", text, facts=facts)
@@ -165,10 +167,11 @@ async def _not_trusted(subject: Subject, error: ssl.SSLCertVerificationError) ->
     else:
         itself = certificate.issuer == certificate.subject
         text = f"the certificate, {_for(certificate)}, issued by {'itself' if itself else issuer}, is not trusted"
-        text += f" ({error.verify_message})"
+        text += f" by {_trust(subject)} ({error.verify_message})"
         remedy = (
             "trust its authority with --ca FILE or TRUNKLINE_CA_FILE (a node's own is ca.pem in its data folder);"
-            " if you do not know it, a proxy in between opens TLS"
+            " if you do not know it, a proxy in between opens TLS; if you do, the relay may not send the certificates"
+            " in between"
         )
     return Step("tls", "failed", text, remedy, facts)
 
@@ -182,6 +185,24 @@ async def _no_handshake(subject: Subject, error: OSError) -> Step:
     words = str(reason).replace("_", " ").lower()
     text = f"port {subject.port} does not complete a TLS handshake: {words}"
     return Step("tls", "failed", text, "check that it is the relay's port, and that both sides speak TLS 1.2 or 1.3")
+
+
+def _trust(subject: Subject) -> str:
+    """Whose word is taken for a certificate."""
+    return "the authorities of this computer" if subject.who.ca is None else str(subject.who.ca)
+
+
+def _verified_chain(connection: Any) -> list[str]:
+    """Names from the certificate of the relay up to the authority that is trusted.
+
+    Public from Python 3.13 on; before that the same is there under another name.
+    """
+    if hasattr(connection, "get_verified_chain"):
+        encoded = connection.get_verified_chain()
+    else:
+        der = 2  # _ssl.ENCODING_DER
+        encoded = [each.public_bytes(der) for each in connection._sslobj.get_verified_chain()]
+    return [_name(x509.load_der_x509_certificate(each).subject) for each in encoded]
 
 
 def _days_left(certificate: x509.Certificate) -> float:
