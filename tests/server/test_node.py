@@ -8,6 +8,7 @@ import logging
 import re
 import socket
 import ssl
+import sys
 import threading
 import time
 from pathlib import Path
@@ -38,6 +39,7 @@ from trunkline.server.entities.sqlite import SqliteStore
 from trunkline.server.entities.store import StoreLocked
 from trunkline.server.metrics import METRICS
 from trunkline.server.node import Node, Tasks
+from trunkline.server.relay.sockets import descriptor_limit
 from trunkline.server.status import Phase
 
 NAMESPACE = "myRelayNS"
@@ -458,6 +460,17 @@ async def test_a_node_serves_on_the_sockets_that_it_is_handed_and_leaves_them_to
         writer.close()
 
 
+async def test_an_ipv4_client_of_a_socket_for_both_families_is_one_of_ipv4() -> None:
+    """As the socket unit of systemd opens it."""
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as both:
+        handed = {"data": [both.dup()]}
+        async with Node(settings(), declared(), store=SqliteStore(":memory:"), sockets=handed) as node:
+            listener = await listener_on(node)
+            [channel] = node.broker.channels
+            assert channel.facts.remote == listener.writer.get_extra_info("sockname")
+            await listener.leave()
+
+
 async def test_a_node_that_drains_leaves_who_comes_to_the_next_one_when_nobody_is_half_way() -> None:
     with listening_socket() as data:
         handed = {"data": [data.dup(), listening_socket()]}
@@ -745,6 +758,13 @@ async def test_end_of_the_certificate_is_a_metric(tmp_path: Path) -> None:
         assert sample == node._certificates.ends > time.time()
     async with new_node() as plain:
         assert plain.measure()[metrics.CERTIFICATE_EXPIRY] == {}
+
+
+async def test_limit_of_open_files_is_a_metric_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with new_node() as node:
+        assert node.measure()[metrics.OPEN_FILES_LIMIT] == {(): descriptor_limit()}
+        monkeypatch.setattr(node_module, "descriptor_limit", lambda: sys.maxsize)
+        assert node.measure()[metrics.OPEN_FILES_LIMIT] == {}
 
 
 async def test_loop_that_is_late_is_seen_in_its_lag() -> None:

@@ -181,6 +181,11 @@ HELD_REFUSALS = Metric(
     "relay_held_refusals", "relay.refusals.held", "gauge", "{request}",
     "refusals of addresses that fail again and again, which are told two seconds later", per_entity=False,
 )  # fmt: skip
+OPEN_FILES_LIMIT = Metric(
+    "relay_open_files_limit", "relay.files.limit", "gauge", "{file}",
+    "files and sockets that the process may have open: two for a connection, one for a listener; not there without a"
+    " limit", per_entity=False,
+)  # fmt: skip
 LOOP_LAG = Metric(
     "relay_loop_lag_seconds", "relay.loop.lag", "histogram", "s",
     "how late the node's look at the clock came, once a second: what any connection may have waited",
@@ -201,6 +206,7 @@ METRICS: tuple[Metric, ...] = (
     LISTENER_CONNECTIONS, SENDER_CONNECTIONS, ACTIVE_CONNECTIONS, ACTIVE_LISTENERS, PARKED_LISTENERS,
     WAITING_LISTENERS, WAITING_SENDERS, BYTES, MESSAGES, LISTENER_DISCONNECTS, SENDER_DISCONNECTS, RENDEZVOUS_SECONDS,
     CONNECT_SECONDS, AUTH_FAILURES_TOTAL, TOKEN_EXPIRATIONS, CONTROL_CHANNEL_AGE, REFUSALS, HANDSHAKES, HELD_REFUSALS,
+    OPEN_FILES_LIMIT,
     LOOP_LAG, CERTIFICATE_EXPIRY, BUILD_INFO,
 )  # fmt: skip
 

@@ -29,6 +29,7 @@ import random
 import secrets
 import socket
 import ssl
+import sys
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
@@ -63,7 +64,7 @@ from trunkline.server.relay.forwarded import TrustedProxies
 from trunkline.server.relay.frontend import Frontend, FrontendProtocol
 from trunkline.server.relay.journal import Journal
 from trunkline.server.relay.listeners import LocalDirectory
-from trunkline.server.relay.sockets import TLS_READ_SIZE, has_descriptors, lengthen_backlog
+from trunkline.server.relay.sockets import TLS_READ_SIZE, descriptor_limit, has_descriptors, lengthen_backlog
 from trunkline.server.relay.splicing import Splicing
 from trunkline.server.spare_memory import SpareMemory
 from trunkline.server.status import Answer, Phase
@@ -432,6 +433,8 @@ class Node:
         yield from readings.held(self.catalog, self.broker, self.directory, self.splicing, time.time())
         yield metrics.HANDSHAKES, (), self._frontend.handshakes
         yield metrics.HELD_REFUSALS, (), self.broker.held_refusals
+        if (limit := descriptor_limit()) != sys.maxsize:
+            yield metrics.OPEN_FILES_LIMIT, (), limit
         if self._certificates is not None:
             yield metrics.CERTIFICATE_EXPIRY, (), self._certificates.ends
         loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
