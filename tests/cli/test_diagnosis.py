@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from trunkline.cli import credentials
-from trunkline.cli.diagnosis import Step, Subject, connect_to, run_check, subject_of
+from trunkline.cli.diagnosis import Step, Subject, connect_to, in_words, run_check, subject_of
 from trunkline.protocol.errors import InvalidSetting, NoListener
 
 TEXT = "Endpoint=sb://relay.example:8443/;SharedAccessKeyName=all;SharedAccessKey=c2VjcmV0;EntityPath=a"
@@ -81,3 +81,7 @@ async def test_answer_is_read_to_its_end_and_not_for_ever() -> None:
     server.close()
     with pytest.raises(ConnectionRefusedError):
         await connect_to("127.0.0.1", port)
+
+
+def test_milliseconds_are_told_with_two_digits_that_count() -> None:
+    assert [in_words(ms) for ms in (0.254, 1.26, 12.34, 1234.56)] == ["0.25 ms", "1.3 ms", "12.3 ms", "1234.6 ms"]

@@ -350,3 +350,19 @@ def test_what_a_proxy_says_may_pass_unless_somebody_must_change_something() -> N
     proxy = read_proxy("p:1")
     assert [may_pass(kind(proxy, "x")) for kind in (ProxyError, ProxyUnreachable, ProxyCannotConnect)] == [True] * 3
     assert [may_pass(kind(proxy, "x")) for kind in (ProxyAuthenticationFailed, ProxyRefused)] == [False] * 2
+
+
+@pytest.mark.parametrize("host", ["localhost", "relay.localhost", "127.0.0.1", "::1", "127.9.9.9"])
+async def test_relay_of_this_computer_is_to_be_excluded_from_the_proxy_of_the_environment(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with listening(http_answer(b"HTTP/1.1 403 Forbidden\r\n\r\n")) as port:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{port}")
+        proxy = proxy_for(host, 8443, secure=True)
+        assert proxy is not None
+        with pytest.raises(ProxyRefused) as caught:
+            await open_tunnel(proxy, host, 8443)
+        assert caught.value.remedy == f"go directly to this computer: set NO_PROXY={host}"
+        with pytest.raises(ProxyRefused) as caught:
+            await open_tunnel(read_proxy(f"127.0.0.1:{port}"), host, 8443)  # asked for
+        assert "NO_PROXY" not in caught.value.remedy

@@ -188,4 +188,9 @@ async def run_check(name: str, check: Check, subject: Subject) -> Step:
 
 def since(started: float) -> float:
     """Milliseconds since `started`, of `time.perf_counter`."""
-    return round((time.perf_counter() - started) * 1000, 1)
+    return round((time.perf_counter() - started) * 1000, 2)
+
+
+def in_words(ms: float) -> str:
+    """Milliseconds for people: ``12.3 ms``, ``0.25 ms``."""
+    return f"{round(ms, 1 if ms >= 1 else 2):g} ms"

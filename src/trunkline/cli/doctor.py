@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from trunkline.cli import credentials
-from trunkline.cli.diagnosis import Check, State, Step, Subject, run_check, subject_of
+from trunkline.cli.diagnosis import Check, State, Step, Subject, in_words, run_check, subject_of
 from trunkline.cli.doctor_network import check_dns, check_proxy, check_tcp, check_tls
 from trunkline.cli.doctor_relay import check_entity, check_listener, check_round_trip, check_token, check_upgrade
 from trunkline.cli.event_loop import run
@@ -103,7 +103,7 @@ def show_step(step: Step) -> None:
     colours = False if os.environ.get("NO_COLOR") else None
     ms = step.facts.get("ms")
     typer.secho(f"{step.state:<8}", fg=_COLOURS[step.state], nl=False, color=colours)
-    typer.echo(f"{step.name:<18}{step.text}{f' [{ms:g} ms]' if ms is not None else ''}")
+    typer.echo(f"{step.name:<18}{step.text}{f' [{in_words(ms)}]' if ms is not None else ''}")
     if step.remedy:
         typer.echo(f"{'':26}remedy: {step.remedy}")
 

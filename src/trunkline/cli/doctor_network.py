@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import NameOID
 
 from trunkline.cli.diagnosis import Step, Subject, connect_to, since
-from trunkline.cli.failure import UNREACHABLE
 from trunkline.sdk.proxy import ProxyCannotConnect, ProxyError
 
+_NOBODY = "check host and port in the connection string, that the relay runs there, and what filters in between"
 #: Days before the end of a certificate at which it is time to look after it.
 EXPIRES_SOON = 14.0
 
@@ -39,16 +39,8 @@ async def check_proxy(subject: Subject) -> Step:
     except ProxyCannotConnect:
         return Step("proxy", "ok", f"{proxy} answers", facts=facts)  # what it cannot reach is said by the step of TCP
     except ProxyError as error:
-        return Step("proxy", "failed", str(error), _without_proxy(subject) or error.remedy, facts)
+        return Step("proxy", "failed", str(error), error.remedy, facts)
     return Step("proxy", "ok", f"{proxy} connects to {subject.host}:{subject.port}", facts=facts)
-
-
-def _without_proxy(subject: Subject) -> str:
-    """The remedy for a relay on this computer that a proxy of the environment is asked for; else nothing."""
-    local = subject.host == "localhost" or subject.host.endswith(".localhost") or subject.host == "::1"
-    if subject.proxy is not None and subject.proxy.origin and (local or subject.host.startswith("127.")):
-        return f"go directly to this computer: set NO_PROXY={subject.host}"
-    return ""
 
 
 async def check_dns(subject: Subject) -> Step:
@@ -79,7 +71,7 @@ async def check_tcp(subject: Subject) -> Step:
         try:
             (await subject.open()).close()
         except ProxyCannotConnect as error:
-            return Step("tcp", "failed", str(error), _without_proxy(subject) or error.remedy)
+            return Step("tcp", "failed", str(error), error.remedy)
         return Step("tcp", "ok", f"{subject.host}:{subject.port} through the proxy")
     # One that drops what it is sent must not take the time of the others.
     results = await asyncio.gather(*(_reach(address, subject) for address in subject.addresses))
@@ -87,7 +79,7 @@ async def check_tcp(subject: Subject) -> Step:
     words = [f"{address} {why}" for address, _, why in results if why]
     facts: dict[str, Any] = {"addresses": {address: ms if ms is not None else why for address, ms, why in results}}
     if not reached:
-        return Step("tcp", "failed", f"port {subject.port}: {', '.join(words)}", UNREACHABLE, facts)
+        return Step("tcp", "failed", f"port {subject.port}: {', '.join(words)}", _NOBODY, facts)
     subject.address, ms = reached[0]
     text = f"{subject.address} port {subject.port}"
     if words:

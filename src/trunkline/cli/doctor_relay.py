@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote_plus
 
-from trunkline.cli.diagnosis import State, Step, Subject, since
+from trunkline.cli.diagnosis import State, Step, Subject, in_words, since
 from trunkline.cli.failure import explain
 from trunkline.protocol import sas, urls
 from trunkline.protocol.errors import (
@@ -319,7 +319,7 @@ async def check_round_trip(subject: Subject) -> Step:
     connection = await subject.who.client().create_connection(timeout=subject.timeout)
     ms = since(started)
     await _close(connection)
-    return Step("round trip", "ok", f"a listener took a connection after {ms:g} ms", facts={"connect_ms": ms})
+    return Step("round trip", "ok", f"a listener took a connection after {in_words(ms)}", facts={"connect_ms": ms})
 
 
 async def _to_ourselves(subject: Subject, listener: HybridConnectionListener) -> Step:
@@ -342,7 +342,7 @@ async def _to_ourselves(subject: Subject, listener: HybridConnectionListener) ->
         each.abort()
     trip = round(statistics.median(rounds), 2)
     # A message goes to the relay and on to the listener, and so does its answer: each way once.
-    text = f"connected after {connected:g} ms; a message and its answer take {trip:g} ms"
+    text = f"connected after {in_words(connected)}; a message and its answer take {in_words(trip)}"
     return Step("round trip", "ok", text, facts={"connect_ms": connected, "round_trip_ms": trip})
 
 

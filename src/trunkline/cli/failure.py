@@ -70,7 +70,10 @@ _TRUST = (
     " use --no-tls where the relay speaks none"
 )
 #: For a relay that does not answer.
-UNREACHABLE = "check host and port, and that the relay runs there: trunkline emulator starts one"
+UNREACHABLE = (
+    "check host and port, and that the relay runs there: trunkline emulator starts one, and trunkline doctor looks at"
+    " the whole way"
+)
 # The first class that fits decides, so the special ones come first. InvalidSetting says itself what to write instead.
 _REMEDIES: Mapping[type[BaseException], str] = {
     errors.InvalidConnectionString: "copy it whole, in single quotes: the shell takes a ; for the end of the command",

@@ -237,6 +237,23 @@ async def open_tunnel(proxy: Proxy, host: str, port: int) -> socket.socket:
     ------
     ProxyError, or one of its classes.
     """
+    try:
+        return await _open_tunnel(proxy, host, port)
+    except ProxyError as error:
+        if proxy.origin and is_loopback(host):  # an emulator, behind the proxy of a company
+            error.remedy = f"go directly to this computer: set NO_PROXY={host}"
+        raise
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this computer, as far as its name tells."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost" or host.lower().endswith(".localhost")
+
+
+async def _open_tunnel(proxy: Proxy, host: str, port: int) -> socket.socket:
     through = _through_http if proxy.scheme == "http" else _through_socks
     failure: OSError | None = None
     try:
