@@ -65,10 +65,11 @@ class ServedNode:
         assert self._process is not None
         return self._process
 
-    def declare(self, *names: str) -> None:
-        """Write its file, with these hybrid connections."""
+    def declare(self, *names: str, **limits: float) -> None:
+        """Write its file, with these hybrid connections, and limits for each of them."""
         port, admin_port = self._ports
-        entities = "".join(f'\n[[namespace.hybrid_connection]]\nname = "{name}"\n' for name in names)
+        set_limits = "".join(f"{name} = {value}\n" for name, value in limits.items())
+        entities = "".join(f'\n[[namespace.hybrid_connection]]\nname = "{name}"\n{set_limits}' for name in names)
         self.file.write_text(FILE.format(port=port, admin_port=admin_port) + entities)
 
     async def start(self, stderr: int | IO[Any] = asyncio.subprocess.PIPE, *, shell: str = "") -> None:
@@ -118,11 +119,11 @@ class ServedNode:
         assert self.process.returncode is not None
         return self.process.returncode
 
-    def client(self, entity: str) -> HybridConnectionClient:
-        return HybridConnectionClient(self._connection_string(entity), ssl=False)
+    def client(self, entity: str, **options: Any) -> HybridConnectionClient:
+        return HybridConnectionClient(self._connection_string(entity), ssl=False, **options)
 
-    def listener(self, entity: str) -> HybridConnectionListener:
-        return HybridConnectionListener(self._connection_string(entity), ssl=False)
+    def listener(self, entity: str, **options: Any) -> HybridConnectionListener:
+        return HybridConnectionListener(self._connection_string(entity), ssl=False, **options)
 
     def _connection_string(self, entity: str) -> str:
         return connection_string.build(

@@ -11,6 +11,7 @@
     telemetry     the metrics and spans as OpenTelemetry takes them
     logs          what is told: one table of operations, lines for people or JSON
     spare_memory  gives memory back to the system after a flood
+    steady_clock  counts no time in which the node itself stood still
     status        health and readiness
 
 Never imports `trunkline.sdk`: compatibility is proved with other people's clients.

@@ -68,6 +68,7 @@ from trunkline.server.relay.sockets import TLS_READ_SIZE, descriptor_limit, has_
 from trunkline.server.relay.splicing import Splicing
 from trunkline.server.spare_memory import SpareMemory
 from trunkline.server.status import Answer, Phase
+from trunkline.server.steady_clock import SteadyClock
 from trunkline.server.telemetry import Telemetry
 from trunkline.server.tls import Certificates
 
@@ -153,6 +154,8 @@ class Node:
         sockets: that listen already, for ``data`` or ``admin`` or both, in place of the hosts and ports of the
             settings. They outlive the node where somebody else holds them too.
         tick: seconds between two looks at the clock; time-outs are as exact as that.
+        monotonic: the clock by which peers are judged; None for the loop's.
+        wall_clock: seconds since the epoch, for tokens and for people.
     """
 
     def __init__(
@@ -163,6 +166,8 @@ class Node:
         store: EntityStore | None = None,
         sockets: HandedSockets | None = None,
         tick: float = 1.0,
+        monotonic: Callable[[], float] | None = None,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.settings = settings
         self.phase = Phase.STARTING
@@ -181,14 +186,15 @@ class Node:
         # Seconds that listeners have to answer the Close of a node that stops.
         self._patience = FAREWELL
         self.catalog = Catalog(preset=settings.preset, node_limits=settings.limits, domain=settings.domain)
-        self._clock = asyncio.get_running_loop().time
+        self._clock = SteadyClock(monotonic or asyncio.get_running_loop().time, tick)
+        self._wall_clock = wall_clock
         authorizer = Authorizer(self.catalog)
         self.directory = LocalDirectory(clock=self._clock, chance=random.Random(secrets.randbits(64)))
         self.tallies = Tallies()
-        self.journal = Journal(self.tallies, self.catalog, stopwatch=time.perf_counter, wall_clock=time.time)
+        self.journal = Journal(self.tallies, self.catalog, stopwatch=time.perf_counter, wall_clock=wall_clock)
         self.exposition = Exposition(self.measure)
         self.splicing = Splicing(clock=self._clock, masker=_masker)
-        admission = Admission(self.catalog, authorizer, wall_clock=time.time, new_guid=lambda: str(uuid.uuid4()))
+        admission = Admission(self.catalog, authorizer, wall_clock=wall_clock, new_guid=lambda: str(uuid.uuid4()))
         self.broker = Broker(
             admission=admission,
             authorizer=authorizer,
@@ -196,7 +202,7 @@ class Node:
             splicing=self.splicing,
             spawn=self._tasks.spawn,
             clock=self._clock,
-            wall_clock=time.time,
+            wall_clock=wall_clock,
             journal=self.journal,
             new_secret=lambda: secrets.token_urlsafe(24),
             new_id=_short_ids(),
@@ -281,7 +287,7 @@ class Node:
             metrics=self._metrics,
             spawn=self._tasks.spawn,
             clock=self._clock,
-            wall_clock=time.time,
+            wall_clock=self._wall_clock,
         )
         port, socket = (
             Frontend(serve, self._clock, has_room=partial(has_descriptors, DESCRIPTORS_KEPT))
@@ -430,7 +436,7 @@ class Node:
         return snapshot(self.tallies, self._held())
 
     def _held(self) -> Iterator[Sample]:
-        yield from readings.held(self.catalog, self.broker, self.directory, self.splicing, time.time())
+        yield from readings.held(self.catalog, self.broker, self.directory, self.splicing, self._wall_clock())
         yield metrics.HANDSHAKES, (), self._frontend.handshakes
         yield metrics.HELD_REFUSALS, (), self.broker.held_refusals
         if (limit := descriptor_limit()) != sys.maxsize:
@@ -455,13 +461,16 @@ class Node:
             self._look_at_certificates,
             self._look_at_memory,
         )
+        # From now on a standstill is one.
+        self._clock.look()
         while True:
             before = time.perf_counter()
             await asyncio.sleep(self._tick)
             self.tallies.node.observe(metrics.LOOP_LAG, max(0.0, time.perf_counter() - before - self._tick))
+            now = self._clock.look()
             for look in looks:
                 try:
-                    look(self._clock())
+                    look(now)
                 except Exception:
                     log.exception("the node failed at %r", look)
             # A connection that has ended may have its last bytes still to send.
