@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from trunkline.protocol import connection_string
-from trunkline.sdk import HybridConnectionClient, HybridConnectionListener
+from trunkline.sdk import Connection, HybridConnectionClient, HybridConnectionListener
 
 pytestmark = [
     pytest.mark.loop("uvloop"),
@@ -210,6 +210,45 @@ async def is_listening(text: str) -> bool:
         sender.abort()
         return True
     return False
+
+
+async def test_senders_that_come_while_the_node_restarts_are_all_served(tmp_path: Path) -> None:
+    async with service(tmp_path) as running:
+        await running.start()
+        text = running.connection_string()
+        served = 0
+
+        async def answer(connection: Connection) -> None:
+            async for message in connection:
+                await connection.send(message)
+
+        async def send() -> None:
+            nonlocal served
+            client = HybridConnectionClient(text, ssl=False)
+            while True:
+                connection = await client.create_connection(timeout=15)
+                await connection.send("there and back")
+                assert await connection.recv() == "there and back"
+                await connection.close()
+                served += 1
+
+        async def more(count: int) -> None:
+            target = served + count
+            while served < target:
+                # One that was refused has ended.
+                assert not any(task.done() for task in tasks), tasks
+                await asyncio.sleep(0.005)
+
+        async with HybridConnectionListener(text, ssl=False) as listener:
+            tasks = [asyncio.get_running_loop().create_task(work) for work in (listener.serve(answer), send(), send())]
+            async with asyncio.timeout(40):
+                await more(10)
+                assert await running.end(signal.SIGTERM) == 0
+                await running.start()
+                await more(10)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
 
 
 async def test_service_manager_hears_how_the_node_is(tmp_path: Path) -> None:

@@ -104,6 +104,9 @@ FAREWELL = 2.0
 # Seconds that a node looks for a moment in which nobody is half way, before it leaves its sockets to the next one.
 HANDING_OVER = 2.0
 
+# Seconds that listeners have to come back to a node that was handed its sockets, before senders are told of nobody.
+LISTENERS_COME_BACK = 5.0
+
 # File descriptors that connections leave for the node itself, and those of the data plane for the admin port.
 DESCRIPTORS_KEPT = 32
 DESCRIPTORS_KEPT_FOR_ADMIN = 32
@@ -272,6 +275,8 @@ class Node:
                 self._frontend.begin_tls = self._begin_tls
                 context = None
         await self._listen(self._frontend, "", context)
+        if self._handed.get("data"):
+            self.broker.patient_until = self._clock() + LISTENERS_COME_BACK
         self.phase = Phase.READY
         log.debug("ready on %s", self.url)  # whoever runs the node says so to people
 

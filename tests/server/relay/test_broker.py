@@ -1061,3 +1061,29 @@ async def test_surplus_of_failures_is_answered_and_let_go_at_once(tls: bool, cap
         assert "3 more who failed to authenticate were refused at once" in caplog.text
         for peer in held:
             await refused(peer, 401, "InvalidSignature")
+
+
+# -- senders that come before the listeners are back
+
+
+async def test_a_sender_waits_for_the_first_listener_while_all_of_them_are_about_to_come_back() -> None:
+    async with Relay() as relay:
+        relay.broker.patient_until = relay.clock.now + 5
+        sender = await relay.dial_sender()
+        await until(lambda: relay.broker.waiting_senders == 1)
+        listener = await relay.listener()
+        leg = await relay.accept(await listener.offer())
+        assert (await sender.answer()).status == 101
+        await can_talk(sender, leg)
+
+
+async def test_a_sender_that_nobody_came_for_is_told_so_when_that_time_is_over() -> None:
+    async with Relay() as relay:
+        relay.broker.patient_until = relay.clock.now + 5
+        sender, left = await relay.dial_sender(), await relay.dial_sender()
+        await until(lambda: relay.broker.waiting_senders == 2)
+        await left.leave()
+        await until(lambda: relay.broker.waiting_senders == 1)
+        relay.pass_time(5)
+        await refused(sender, 504, "There are no listeners")
+        await relay.quiet()

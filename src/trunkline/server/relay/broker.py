@@ -27,6 +27,7 @@ from trunkline.protocol.errors import (
     EndpointNotFound,
     InternalError,
     InvalidRequest,
+    NoListener,
     RelayError,
     RendezvousNotFound,
     ServerBusy,
@@ -51,6 +52,10 @@ from trunkline.server.relay.splicing import Connection, Splicing
 from trunkline.server.relay.splicing import Facts as ConnectionFacts
 
 log = logging.getLogger("trunkline.relay")
+
+
+# Seconds between two looks for a listener that is about to come back.
+LOOK_AGAIN = 0.05
 
 
 class Broker:
@@ -113,6 +118,9 @@ class Broker:
         self._no_channels = asyncio.Event()
         # No new senders, and listeners wait for an answer that the next node gives.
         self.draining = False
+        # Until then, on the clock, a sender waits for the first listener instead of hearing that there is none: after
+        # a restart that refuses nobody, senders may be here before the listeners are back.
+        self.patient_until = 0.0
 
     def __repr__(self) -> str:
         return f"<Broker channels={len(self.channels)} waiting={len(self._meetings)}>"
@@ -550,7 +558,7 @@ class Meeting:
             # The sender left before anybody was told of it.
             return
         try:
-            placement = await self._broker.directory.place(self.offer, exclude)
+            placement = await self._placed(exclude)
         except RelayError as error:
             self._run(self._machine.not_placed(error))
         except Exception:
@@ -565,6 +573,15 @@ class Meeting:
             self._told = self._broker.journal.stopwatch()
             self._broker.journal.listener_told(self.admitted, self.exchange, placement.listener)
             self._run(self._machine.placed(placement.listener, self._broker.now()))
+
+    async def _placed(self, exclude: frozenset[str]) -> Placement:
+        while True:
+            try:
+                return await self._broker.directory.place(self.offer, exclude)
+            except NoListener:
+                if self._machine.over or self._broker.now() >= self._broker.patient_until:
+                    raise
+            await asyncio.sleep(LOOK_AGAIN)
 
     # -- commands
 
