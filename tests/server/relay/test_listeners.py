@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -493,24 +491,24 @@ async def test_nothing_is_lost_when_everybody_leaves_while_one_is_being_woken() 
     }
 
 
-@contextmanager
-def few_may_wait(count: int) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "WAITING_PER_CLIENT", count)
-        yield
-
-
-async def test_more_than_may_wait_are_refused() -> None:
-    directory = Directory(max_listeners=1)
-    same = client_named("x")
-    await directory.add(*(f"l{n}" for n in range(1 + PARKED_PER_CLIENT)), client=same)
-    with few_may_wait(1):
-        first = asyncio.get_running_loop().create_task(directory.add("w1", client=same))
-        await until(lambda: directory.local.counts()["waiting_listeners"] == 1)
-        with pytest.raises(ListenerQuotaExceeded, match="1 listeners waiting"):
-            await directory.add("w2", client=same)
-        first.cancel()
-        await asyncio.wait([first])
+async def test_more_than_may_wait_are_refused_whatever_they_call_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SURPLUS", PARKED_PER_CLIENT + 1)
+    directory = Directory(max_listeners=2)
+    same, renamed = ("x", "rule", "guid"), ("x", "rule", "other guid")
+    await directory.add("l", client=same)
+    await directory.add("r", client=renamed)
+    await directory.add(*(f"l{n}" for n in range(PARKED_PER_CLIENT)), client=same)
+    waiting = asyncio.get_running_loop().create_task(directory.add("w1", client=same))
+    await until(lambda: directory.local.counts()["waiting_listeners"] == 1)
+    for client in (same, renamed):
+        with pytest.raises(ListenerQuotaExceeded, match=f"{PARKED_PER_CLIENT + 1} listeners parked or waiting"):
+            await directory.add("w2", client=client)
+    # One that gives up makes room, once.
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    await directory.add("p", client=renamed)
+    with pytest.raises(ListenerQuotaExceeded):
+        await directory.add("w3", client=same)
 
 
 async def test_a_raised_limit_gives_places_to_who_waits_for_one() -> None:
@@ -695,6 +693,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert counts["listeners"] == len(self.present) - len(parked) == self.directory.local.listener_count(ENTITY)
         assert counts["parked_listeners"] == len(parked)
         assert counts["waiting_listeners"] == len(self.waiting)
+        assert sum(self.directory.local._surplus.values()) == len(parked) + len(self.waiting)
         assert counts["senders"] == len(self.senders)
         assert counts["listeners"] <= self.directory.limits.max_listeners
         assert counts["senders"] <= self.directory.limits.max_senders

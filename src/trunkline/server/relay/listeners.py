@@ -11,14 +11,16 @@ with a dictionary (`LocalDirectory`). Its calls are awaited because elsewhere th
 
 Surplus listeners of one client are parked, not refused: hyco-ws answers every refusal with two new attempts, and
 comes back with a thousand control channels after an outage of a second. A parked listener is counted as nobody and
-takes the next free place. What a client opens beyond `PARKED_PER_CLIENT` waits unanswered, and beyond
-`WAITING_PER_CLIENT` is refused.
+takes the next free place. What a client opens beyond `PARKED_PER_CLIENT` waits unanswered. A client is told by its
+address, its rule and the GUID that it gives itself; as that may be a new one each time, one address and rule may have
+`SURPLUS` parked and waiting ones, on all entities together, and more are refused.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
@@ -30,8 +32,8 @@ from trunkline.protocol.messages import RemoteEndpoint
 # Listeners of one client over `max_listeners` that get a control channel all the same.
 PARKED_PER_CLIENT = 64
 
-# Handshakes of one client beyond those that wait for an answer; an open socket each.
-WAITING_PER_CLIENT = 4_096
+# Parked and waiting listeners of one address and rule, on all entities; an open socket each.
+SURPLUS = 4_096
 
 # A listener that lets so many senders in a row wait in vain is passed over, for so many seconds.
 STRIKES = 2
@@ -104,6 +106,8 @@ class Registration:
     client: Client
     # Has a control channel and no place: is never chosen.
     parked: bool = False
+    # Counted as parked or waiting.
+    is_surplus: bool = False
     # Senders that waited for it in vain since it last came.
     strikes: int = 0
     # Until when it is passed over while there are others; seconds on the directory's clock.
@@ -224,6 +228,8 @@ class LocalDirectory:
         self._clock = clock
         self._chance = chance
         self._rosters: dict[str, _Roster] = {}
+        # How many are parked or wait, by address and rule; none with 0.
+        self._surplus: Counter[tuple[str, str]] = Counter()
 
     def __repr__(self) -> str:
         listeners = sum(len(roster.registered) for roster in self._rosters.values())
@@ -240,19 +246,35 @@ class LocalDirectory:
                 f"QuotaExceeded: The endpoint has {limits.max_listeners} listeners, which is its maximum "
                 "(max_listeners); close one, or raise it"
             )
-        elif _may_park(roster, registration.client):
-            _park(roster, registration)
         else:
-            await self._wait(roster, registration)
+            self._count_surplus(registration)
+            if _may_park(roster, registration.client):
+                _park(roster, registration)
+            else:
+                await self._wait(roster, registration)
         return registration
+
+    def _count_surplus(self, registration: Registration) -> None:
+        origin = registration.client[:2]
+        if self._surplus[origin] >= SURPLUS:
+            raise ListenerQuotaExceeded(
+                f"QuotaExceeded: Your address and rule have {SURPLUS} listeners parked or waiting for a place already"
+            )
+        self._surplus[origin] += 1
+        registration.is_surplus = True
+
+    def _is_no_surplus(self, registration: Registration) -> None:
+        """It has its place, or is gone; a second time does nothing."""
+        if registration.is_surplus:
+            registration.is_surplus = False
+            origin = registration.client[:2]
+            self._surplus[origin] -= 1
+            if not self._surplus[origin]:
+                del self._surplus[origin]
 
     async def _wait(self, roster: _Roster, registration: Registration) -> None:
         """Wait for a place or a parking place, which `_settle` gives."""
         queue = roster.waiting.setdefault(registration.client, {})
-        if len(queue) >= WAITING_PER_CLIENT:
-            raise ListenerQuotaExceeded(
-                f"QuotaExceeded: Your client has {WAITING_PER_CLIENT} listeners waiting for a place already"
-            )
         queue[registration] = asyncio.get_running_loop().create_future()
         try:
             await queue[registration]
@@ -277,6 +299,7 @@ class LocalDirectory:
             roster.parked.remove(registration)
         elif registration in roster.registered:
             roster.registered.remove(registration)
+        self._is_no_surplus(registration)
         self._settle(roster)
         self._forget_if_empty(registration.entity, roster)
 
@@ -291,6 +314,7 @@ class LocalDirectory:
         while roster.parked and _has_room(roster):
             successor = roster.parked.pop(0)
             successor.parked = False
+            self._is_no_surplus(successor)
             roster.registered.append(successor)
         for client in list(roster.waiting):
             while client in roster.waiting and (_has_room(roster) or _may_park(roster, client)):
@@ -304,6 +328,7 @@ class LocalDirectory:
                     continue
                 if _has_room(roster):
                     roster.registered.append(registration)
+                    self._is_no_surplus(registration)
                 else:
                     _park(roster, registration)
                 waiter.set_result(None)
