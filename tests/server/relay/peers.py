@@ -352,6 +352,7 @@ class Serving:
         async with asyncio.timeout(WITHIN):
             await self._server.wait_closed()
         assert not self.frontend.connections and not self.frontend.heads and not self.frontend.lingering
+        assert not self.frontend.held
 
 
 class Relay:

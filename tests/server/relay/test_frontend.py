@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from ipaddress import ip_network
 from types import TracebackType
 from typing import Any, Self
@@ -31,10 +32,12 @@ from server.relay.peers import (
 )
 from trunkline.protocol.errors import QuotaExceeded, RelayError
 from trunkline.protocol.limits import HEAD_TIMEOUT, REQUEST_HEAD_LIMIT
+from trunkline.server.relay import frontend as module
 from trunkline.server.relay.forwarded import TrustedProxies
 from trunkline.server.relay.frontend import (
     EARLY_LIMIT,
     LINGER,
+    MOST_HEADERS,
     Exchange,
     Frontend,
     FrontendProtocol,
@@ -361,6 +364,59 @@ async def test_bytes_ahead_of_a_late_101_are_bounded_and_none_is_lost(tls: bool)
         assert exchange.upgrade(echo)
         assert (await peer.answer()).status == 101
         assert await peer.read(len(sent)) == sent
+
+
+async def test_a_head_of_too_many_headers_is_refused() -> None:
+    # Six are there already, and the request line is one more.
+    for more, status in ((MOST_HEADERS - 7, 200), (MOST_HEADERS - 6, 431)):
+        answer, _ = await asked(handshake("/", [("x", "")] * more))
+        assert answer.status == status, answer
+
+
+@pytest.fixture
+def little_may_be_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HANDSHAKES_LIMIT", 100_000)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_large_heads_are_refused_when_all_hold_too_much_and_usual_ones_are_not(
+    whole: bool, little_may_be_held: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    large = handshake("/", [("x", "y" * 30_000)])
+    async with Port(say_nothing) as port:
+        peers = [await port.dial() for _ in range(4)]
+        for n, peer in enumerate(peers[:3]):
+            peer.send(large if whole else large[:-2])
+            wanted = (n + 1) * 30_000
+            await until(partial(lambda wanted: port.frontend.held > wanted, wanted))
+        peers[3].send(large)
+        assert (await peers[3].answer()).status == 503
+        usual = await port.dial()
+        usual.send(handshake("/usual"))
+        while (await port.exchange()).head.target != "/usual":
+            pass
+        for peer in (*peers, usual):
+            await peer.leave()
+        await until(lambda: not port.frontend.held)
+        port.pass_time(1)
+        assert "1 handshakes were refused or cut" in caplog.text
+
+
+async def test_many_headers_weigh_more_than_their_bytes(little_may_be_held: None) -> None:
+    answer, _ = await asked(handshake("/", [("x", "")] * 500))
+    assert answer.status == 503
+
+
+async def test_peer_that_sends_ahead_of_its_answer_is_cut_when_all_hold_too_much(little_may_be_held: None) -> None:
+    async with Port(say_nothing) as port, await port.dial() as peer, await port.dial() as other:
+        peer.send(handshake("/") + b"x" * 60_000)
+        exchange = await port.exchange()
+        await until(lambda: port.frontend.held > 60_000)
+        other.send(handshake("/"))
+        await port.exchange()
+        other.send(b"x" * 60_000)
+        assert await other.is_cut()
+        assert exchange.is_open
 
 
 class Hesitant(asyncio.BufferedProtocol):

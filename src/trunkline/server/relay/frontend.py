@@ -34,6 +34,7 @@ from trunkline.protocol.errors import (
     InvalidRequest,
     RelayError,
     RequestTimedOut,
+    ServerBusy,
     UriTooLong,
     clean_phrase,
 )
@@ -51,6 +52,15 @@ _ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 # What a client may send ahead of its 101 before the relay stops reading; it ought to send nothing.
 EARLY_LIMIT = 65_536
+
+# Bytes that all peers together may make the node hold before they have their answer. When it is more, those are refused
+# that want more than a usual head.
+HANDSHAKES_LIMIT = 64 * 2**20
+USUAL_HEAD = 4_096
+
+# Headers of a request, and what one costs in memory beside its bytes.
+MOST_HEADERS = 1_000
+HEADER_WEIGHT = 200
 
 # Seconds for a refused peer to read its answer and close.
 LINGER = 2.0
@@ -297,6 +307,9 @@ class Frontend:
         self._has_room = has_room
         # Connections for which there was no room, since the last look at the clock.
         self._turned_away = 0
+        # Bytes that are held for handshakes, and how many were refused for that since the last look.
+        self.held = 0
+        self.too_heavy = 0
         # Connections that owe us a request head, or that have their answer and should go: by when. Both stay in
         # the order of their deadlines, so a look at the first is enough.
         self.heads: dict[FrontendProtocol, float] = {}
@@ -336,6 +349,10 @@ class Frontend:
                 turned_away,
                 descriptor_limit(),
             )
+        if self.too_heavy:
+            too_heavy, self.too_heavy = self.too_heavy, 0
+            limit = HANDSHAKES_LIMIT >> 20
+            log.warning("%d handshakes were refused or cut: all together hold more than %d MiB", too_heavy, limit)
         for connection in list(self.connections):
             connection.look()
         for overdue, act in (
@@ -362,6 +379,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         "_transport",
         "_unsent",
         "_was_read",
+        "_weight",
     )
 
     def __init__(self, frontend: Frontend) -> None:
@@ -379,6 +397,8 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         self._unsent = 0
         # Since the last look; see `is_lost`.
         self._was_read = False
+        # What it counts for in `Frontend.held`.
+        self._weight = 0
 
     def __repr__(self) -> str:
         state = "lingering" if self in self._frontend.lingering else "answer owed" if self._exchange else "head"
@@ -438,12 +458,30 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         self._buffer += RECEIVE_BUFFER[:nbytes]
         if self in self._frontend.arriving:
             return
+        if self._is_too_heavy(self._weight + nbytes):
+            return
         if self._exchange is None:
             self._look_for_head(nbytes)
         # Also right behind the head: one read may bring far more than that. An answer empties the buffer.
         if self._exchange is not None and len(self._buffer) > EARLY_LIMIT and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
+
+    def _is_too_heavy(self, weight: int) -> bool:
+        """Count what is held for it; True when that is too much, and it was refused or cut."""
+        self._weigh(weight)
+        if weight <= USUAL_HEAD or self._frontend.held <= HANDSHAKES_LIMIT:
+            return False
+        self._frontend.too_heavy += 1
+        if self._exchange is None:
+            self._refuse(ServerBusy("ServerBusy: The relay holds too many large requests, try again"))
+        else:
+            self.abort()
+        return True
+
+    def _weigh(self, weight: int) -> None:
+        self._frontend.held += weight - self._weight
+        self._weight = weight
 
     def _look_for_head(self, nbytes: int) -> None:
         if self._proxy_header_is_due:
@@ -471,10 +509,15 @@ class FrontendProtocol(asyncio.BufferedProtocol):
             return
         if end < 0:
             return
+        if self._buffer.count(b"\n", 0, size) > MOST_HEADERS:
+            self._refuse(HeadersTooLarge(f"The request has more than {MOST_HEADERS} headers"))
+            return
         try:
             head = parse_head(bytes(self._buffer[:size]))
         except RelayError as error:
             self._refuse(error)
+            return
+        if self._is_too_heavy(len(self._buffer) + HEADER_WEIGHT * len(head.headers)):
             return
         del self._buffer[:size]
         self._frontend.heads.pop(self, None)
@@ -571,6 +614,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         ]
         transport.write("\r\n".join((*lines, "", "")).encode("latin-1", "replace") + (b"" if head_only else body))
         self._buffer.clear()
+        self._weigh(0)
         self._unsent = transport.get_write_buffer_size()
         self._frontend.lingering[self] = self._frontend.clock() + LINGER
         if self._paused:
@@ -596,6 +640,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
     def hold(self) -> None:
         """Read no more, and keep nothing of what came behind the head."""
         self._buffer.clear()
+        self._weigh(0)
         if self._transport is not None and not self._paused:
             self._paused = True
             self._transport.pause_reading()
@@ -616,3 +661,4 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         self._frontend.lingering.pop(self, None)
         self._frontend.connections.discard(self)
         self._frontend.arriving.discard(self)
+        self._weigh(0)
