@@ -207,6 +207,11 @@ class RawWebSocket:
             await self.send(PONG, frame.payload)
         return frame
 
+    async def receive_bytes(self, size: int) -> bytes:
+        """The next bytes, whatever frames they are."""
+        async with asyncio.timeout(PATIENCE):
+            return await self._reader.readexactly(size)
+
     async def discard(self) -> None:
         """Read without looking, until the end."""
         try:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Self, TypeVar
 
-from hostile.besieged import BesiegedNode
+from e2e.raw_websocket import RawPair
+from hostile.besieged import ATTACKED, BesiegedNode
 
 T = TypeVar("T")
 
@@ -82,6 +83,24 @@ async def crowd(
     finally:
         for stranger in strangers:
             stranger.leave()
+
+
+@asynccontextmanager
+async def pairs(node: BesiegedNode, count: int, *, entity: str = ATTACKED) -> AsyncIterator[list[RawPair]]:
+    """So many connections to one listener; each end is raw."""
+    token = node.token(entity)
+    async with AsyncExitStack() as stack:
+        control = await stack.enter_async_context(node.websocket(node.listen_url(entity), token=token))
+        made = []
+        for _ in range(count):
+            sender = node.websocket(node.connect_url(entity), token=token)
+            stack.callback(sender.abort)
+            await sender.connect()
+            address = (await control.offer())["address"]
+            listener = await stack.enter_async_context(node.websocket(address, token=None))
+            await sender.upgraded()
+            made.append(RawPair(control, address, sender, listener))
+        yield made
 
 
 async def each(of: Iterable[T], work: Callable[[T], Awaitable[object]], *, at_once: int) -> None:

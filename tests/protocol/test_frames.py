@@ -524,8 +524,14 @@ def test_message_decoder_counts_a_message_not_its_fragments_and_starts_again_for
 
 
 def test_message_decoder_refuses_a_long_message_before_it_has_come() -> None:
+    for announced in (2**40, 101):
+        decoder = MessageDecoder(masked=False, text_limit=100, binary_limit=1000)
+        assert list(decoder.feed(encode_head(0x81, announced))) == []
+        with pytest.raises(MessageTooLarge):
+            list(decoder.feed(b"a"))
+    # Also in parts.
     decoder = MessageDecoder(masked=False, text_limit=100, binary_limit=1000)
-    assert list(decoder.feed(encode_head(0x81, 2**40) + b"a" * 100)) == []
+    assert list(decoder.feed(encode_frame(Opcode.TEXT, b"a" * 60, fin=False) + encode_head(0x80, 41))) == []
     with pytest.raises(MessageTooLarge):
         list(decoder.feed(b"a"))
 

@@ -270,6 +270,11 @@ class FrameDecoder:
         state = "violated" if self._violation else "closed" if self.closed else "open"
         return f"<FrameDecoder {state} remaining={self._remaining}>"
 
+    @property
+    def remaining(self) -> int:
+        """Bytes of payload that the data frame being read has announced and that have not come."""
+        return self._remaining
+
     def feed(self, data: bytes | memoryview) -> Iterator[Data | Control]:
         """Yield what `data` completes, in order; run it to its end before the next call.
 
@@ -398,7 +403,8 @@ class MessageDecoder:
                 yield item
                 continue
             limit = self._limits[item.opcode]
-            if len(self._buffer) + len(item.payload) > limit:
+            # With what its frame still announces.
+            if len(self._buffer) + len(item.payload) + self._frames.remaining > limit:
                 self._buffer.clear()
                 self._violation = MessageTooLarge(f"A {item.opcode.name} message is longer than {limit} bytes")
                 raise self._violation
