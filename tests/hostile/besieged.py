@@ -53,7 +53,7 @@ SERVED = 5.0
 #: Connections at a time before the attack.
 CROWD = 300
 #: Seconds within which the node must be as it was.
-RECOVERY = 20.0
+RECOVERY = 45.0
 #: Seconds for a program to start or to answer.
 WITHIN = 30.0
 

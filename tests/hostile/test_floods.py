@@ -11,7 +11,7 @@ import pytest
 from e2e.raw_websocket import BINARY, CONTINUATION, PING, PONG, TEXT, RawWebSocket, encode, raw_pair
 from hostile.besieged import besieged_node
 
-pytestmark = [pytest.mark.loop("uvloop"), pytest.mark.slow]
+pytestmark = [pytest.mark.loop("uvloop"), pytest.mark.slow, pytest.mark.timeout(180)]
 
 #: Bytes of one flood, and of one write.
 FLOOD = 4 * 2**20

@@ -11,7 +11,7 @@ from e2e.raw_websocket import BINARY, CLOSE, RawWebSocket, encode
 from hostile.attackers import pairs
 from hostile.besieged import besieged_node
 
-pytestmark = [pytest.mark.loop("uvloop"), pytest.mark.slow]
+pytestmark = [pytest.mark.loop("uvloop"), pytest.mark.slow, pytest.mark.timeout(180)]
 
 MASK = b"\1\2\3\4"
 

@@ -9,7 +9,7 @@ import pytest
 from hostile.attackers import client_hello, crowd
 from hostile.besieged import besieged_node
 
-pytestmark = pytest.mark.loop("uvloop")
+pytestmark = [pytest.mark.loop("uvloop"), pytest.mark.timeout(180)]
 
 HALF_A_HEAD = b"GET /$hc/attacked?sb-hc-action=connect HTTP/1.1\r\nHost: localhost\r\nUpgrade: websock"
 

@@ -13,7 +13,7 @@ from e2e.raw_websocket import BINARY, RawWebSocket, Refused, raw_pair
 from hostile.attackers import Stranger, crowd, each, handshake, pairs
 from hostile.besieged import BesiegedNode, besieged_node
 
-pytestmark = [pytest.mark.loop("uvloop"), pytest.mark.slow]
+pytestmark = [pytest.mark.loop("uvloop"), pytest.mark.slow, pytest.mark.timeout(180)]
 
 
 async def status_of(node: BesiegedNode, url: str, token: str | None = None) -> int:
@@ -178,5 +178,14 @@ async def test_one_token_cannot_take_all_places_by_calling_itself_by_ever_new_id
 async def test_storm_of_one_listener_is_parked_and_held_and_its_end_leaves_nothing() -> None:
     async with besieged_node(entity={"max_listeners": 1}) as node:
         request = handshake(node.listen_url(), token=node.token())
-        async with node.unharmed("one listener that comes 3,000 times"), crowd(node, 3_000, request):
-            await node.until(lambda counts: counts["parked_listeners"] == 64 and counts["waiting_listeners"] == 2_935)
+
+        async def storm() -> None:
+            async with crowd(node, 1_600, request):
+                await node.until(
+                    lambda counts: counts["parked_listeners"] == 64 and counts["waiting_listeners"] == 1_535
+                )
+
+        # Python keeps whole MiB of which it uses a few bytes, so the first storm is not measured: no other adds to it.
+        await storm()
+        async with node.unharmed("one listener that comes 1,600 times"):
+            await storm()

@@ -11,7 +11,7 @@ from hostile.attackers import Stranger, each, handshake
 from hostile.besieged import besieged_node
 from trunkline.protocol.limits import FAILURES_ANSWERED, HELD_FOR, HELD_PER_ADDRESS
 
-pytestmark = pytest.mark.loop("uvloop")
+pytestmark = [pytest.mark.loop("uvloop"), pytest.mark.timeout(180)]
 
 
 @pytest.mark.slow

@@ -407,16 +407,21 @@ async def test_many_headers_weigh_more_than_their_bytes(little_may_be_held: None
     assert answer.status == 503
 
 
-async def test_peer_that_sends_ahead_of_its_answer_is_cut_when_all_hold_too_much(little_may_be_held: None) -> None:
+async def test_peer_that_sends_ahead_of_its_answer_is_cut_when_all_hold_too_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "HANDSHAKES_LIMIT", 30_000)
     async with Port(say_nothing) as port, await port.dial() as peer, await port.dial() as other:
-        peer.send(handshake("/") + b"x" * 60_000)
-        exchange = await port.exchange()
-        await until(lambda: port.frontend.held > 60_000)
-        other.send(handshake("/"))
-        await port.exchange()
-        other.send(b"x" * 60_000)
+        for each in (peer, other):
+            each.send(handshake("/"))
+            exchange = await port.exchange()
+            each.send(b"x" * 20_000)
+            if each is peer:
+                await until(lambda: port.frontend.held > 20_000)
+                first = exchange
         assert await other.is_cut()
-        assert exchange.is_open
+        await until(lambda: not exchange.is_open)
+        assert first.is_open
 
 
 class Hesitant(asyncio.BufferedProtocol):

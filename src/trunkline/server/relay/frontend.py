@@ -51,7 +51,11 @@ log = logging.getLogger("trunkline.relay")
 _ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 # What a client may send ahead of its 101 before the relay stops reading; it ought to send nothing.
-EARLY_LIMIT = 65_536
+EARLY_LIMIT = 16_384
+
+# What is read at a time of a peer without TLS: more than that is no head, and would be held until the answer. Under TLS
+# all that was decrypted must be taken (see `RECEIVE_BUFFER`).
+_HEAD_BUFFER = RECEIVE_BUFFER[: REQUEST_HEAD_LIMIT + 4_096]
 
 # Bytes that all peers together may make the node hold before they have their answer. When it is more, those are refused
 # that want more than a usual head.
@@ -201,11 +205,14 @@ class Exchange:
 
     def left(self) -> None:
         """The peer is gone (called by the frontend)."""
-        if self._take() is not None and self.on_left is not None:
-            self.on_left()
+        on_left = self.on_left
+        if self._take() is not None and on_left is not None:
+            on_left()
 
     def _take(self) -> FrontendProtocol | None:
         frontend, self._frontend = self._frontend, None
+        # Whoever wanted to know holds this exchange, most of the time: a circle that only the garbage collector breaks.
+        self.on_left = None
         return frontend
 
 
@@ -373,6 +380,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         "_buffer",
         "_exchange",
         "_frontend",
+        "_is_secure",
         "_paused",
         "_peer",
         "_proxy_header_is_due",
@@ -390,6 +398,8 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         # The request that is owed an answer; None before the head is whole.
         self._exchange: Exchange | None = None
         self._paused = False
+        # Whether it came over TLS.
+        self._is_secure = False
         # Address and port of the other end, or of the one whose connection it passes on.
         self._peer = ("0.0.0.0", 0)
         self._proxy_header_is_due = False
@@ -416,6 +426,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
 
     def _await_head(self, transport: asyncio.Transport) -> None:
         self._transport = transport
+        self._is_secure = transport.get_extra_info("ssl_object") is not None
         self._frontend.arriving.discard(self)
         self._frontend.connections.add(self)
         self._frontend.heads[self] = self._frontend.clock() + HEAD_TIMEOUT
@@ -432,7 +443,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
     def secured(self, transport: asyncio.Transport) -> None:
         """TLS has begun on `transport`. What came with the last of its handshake is here already."""
         self._await_head(transport)
-        if self._buffer:
+        if self._buffer and not self._is_too_heavy(len(self._buffer)):
             self._look_for_head(len(self._buffer))
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -449,7 +460,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
     def get_buffer(self, sizehint: int) -> memoryview:
         if self._proxy_header_is_due and self._frontend.begin_tls is not None:
             return RECEIVE_BUFFER[: proxy_protocol.wanted(self._buffer)]
-        return RECEIVE_BUFFER
+        return RECEIVE_BUFFER if self._is_secure or self in self._frontend.arriving else _HEAD_BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
         if self in self._frontend.lingering:
@@ -522,8 +533,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         del self._buffer[:size]
         self._frontend.heads.pop(self, None)
         assert self._transport is not None
-        secure = self._transport.get_extra_info("ssl_object") is not None
-        remote = self._peer
+        remote, secure = self._peer, self._is_secure
         if remote[0] in self._frontend.proxies:
             given = head.get("X-Forwarded-For"), head.get("X-Forwarded-Proto")
             remote, secure = self._frontend.proxies.client(remote, secure, *given)
