@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import socket
 import struct
 import sys
@@ -26,6 +25,8 @@ from trunkline.server.relay.sockets import (
     raise_descriptor_limit,
     unheard,
 )
+
+resource = pytest.importorskip("resource", reason="a limit of POSIX")
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the state of a TCP connection")
 
