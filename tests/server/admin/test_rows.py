@@ -8,7 +8,7 @@ import pytest
 
 from server.relay.peers import EPOCH, GUID, Peer, Relay, frame, token, until
 from trunkline.protocol.frames import Opcode
-from trunkline.server.admin.rows import connection_row, listener_row
+from trunkline.server.admin.rows import _address, connection_row, listener_row
 from trunkline.server.relay.listeners import Standing
 
 LIBRARY = [("User-Agent", "library/1.0")]
@@ -168,3 +168,16 @@ async def test_no_secret_is_in_a_row() -> None:
         text = json.dumps([*await listener_rows(relay), *connection_rows(relay)])
         for secret in (signature, signature.partition("sig=")[2][:20], "root-key", *offer_secrets):
             assert secret not in text
+
+
+@pytest.mark.parametrize(
+    ("remote", "shown"),
+    [
+        (("192.0.2.7", 40_000), "192.0.2.7:40000"),
+        (("2001:db8::7", 40_000), "[2001:db8::7]:40000"),
+        (("192.0.2.7", 0), "192.0.2.7"),
+        (("2001:db8::7", 0), "2001:db8::7"),
+    ],
+)
+def test_address_is_shown_without_a_port_that_a_proxy_did_not_say(remote: tuple[str, int], shown: str) -> None:
+    assert _address(remote) == shown

@@ -126,4 +126,7 @@ def _seconds(duration: float) -> float:
 
 def _address(remote: tuple[str, int]) -> str:
     host, port = remote
+    if not port:
+        # A proxy passed it on, and did not say the port.
+        return host
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
