@@ -30,7 +30,8 @@ from trunkline.server.entities.authorization import Authorizer, Grant
 from trunkline.server.entities.catalog import Catalog
 from trunkline.server.entities.model import HybridConnection, Namespace, Rule, hybrid_connection_id, namespace_id
 from trunkline.server.relay.admission import find_token, headers_for_listener
-from trunkline.server.relay.frontend import Exchange, accept_key, parse_head
+from trunkline.server.relay.frontend import Exchange
+from trunkline.server.relay.request_head import accept_key, parse_head
 
 #: Stands for a key or a signature wherever an input holds one. No error may show it.
 SECRET = "s3cr3t-0f-th3-rul3"

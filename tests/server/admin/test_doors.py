@@ -22,7 +22,7 @@ from trunkline.server.admin.doors import (
     token_of,
 )
 from trunkline.server.config.settings import NodeSettings
-from trunkline.server.relay.frontend import RequestHead
+from trunkline.server.relay.request_head import RequestHead
 
 TOKEN = "correct-horse-battery"
 

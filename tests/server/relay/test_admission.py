@@ -25,7 +25,8 @@ from trunkline.protocol.sas import Right
 from trunkline.protocol.urls import RelayTarget, parse_target
 from trunkline.server.entities.model import Namespace, Rule, namespace_id
 from trunkline.server.relay.admission import Admitted, find_token, headers_for_listener
-from trunkline.server.relay.frontend import Exchange, parse_head
+from trunkline.server.relay.frontend import Exchange
+from trunkline.server.relay.request_head import parse_head
 
 LISTEN = Rule("Listen", frozenset({Right.LISTEN}), primary_key="listen-key", secondary_key="listen-key-2")
 SEND = Rule("Send", frozenset({Right.SEND}), primary_key="send-key", secondary_key="send-key-2")

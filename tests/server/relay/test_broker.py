@@ -33,8 +33,9 @@ from trunkline.protocol.limits import FAILURES_ANSWERED, HELD_FOR, HELD_PER_ADDR
 from trunkline.protocol.sas import Right
 from trunkline.server.entities.model import Rule
 from trunkline.server.relay import listeners
-from trunkline.server.relay.frontend import Exchange, FrontendProtocol, parse_head
+from trunkline.server.relay.frontend import Exchange, FrontendProtocol
 from trunkline.server.relay.listeners import Listener, LocalDirectory, Offer, Placement, Registration
+from trunkline.server.relay.request_head import parse_head
 
 ORDERS = hybrid_connection().id
 

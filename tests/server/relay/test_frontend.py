@@ -14,8 +14,6 @@ from typing import Any, Self
 import aiofastnet
 import pytest
 from aiofastnet.constants import SSL_BIO_SIZE_DEFAULTS
-from hypothesis import given
-from hypothesis import strategies as st
 
 from server.relay.peers import (
     ACCEPT,
@@ -30,20 +28,12 @@ from server.relay.peers import (
     server_tls,
     until,
 )
-from trunkline.protocol.errors import QuotaExceeded, RelayError
+from trunkline.protocol.errors import QuotaExceeded
 from trunkline.protocol.limits import HEAD_TIMEOUT, REQUEST_HEAD_LIMIT
 from trunkline.server.relay import frontend as module
 from trunkline.server.relay.forwarded import TrustedProxies
-from trunkline.server.relay.frontend import (
-    EARLY_LIMIT,
-    LINGER,
-    MOST_HEADERS,
-    Exchange,
-    Frontend,
-    FrontendProtocol,
-    RequestHead,
-    parse_head,
-)
+from trunkline.server.relay.frontend import EARLY_LIMIT, LINGER, Exchange, Frontend, FrontendProtocol
+from trunkline.server.relay.request_head import parse_head
 from trunkline.server.relay.sockets import RECEIVE_BUFFER
 
 
@@ -273,44 +263,6 @@ async def test_an_upgrade_to_h2c_is_ignored() -> None:
     assert not parse_head(head).is_websocket
 
 
-def test_websocket_is_found_in_lists_and_in_any_case() -> None:
-    head = handshake("/").replace(b"Upgrade: websocket", b"Upgrade: h2c, WebSocket")
-    head = head.replace(b"Connection: Upgrade", b"Connection: keep-alive, upgrade")
-    assert parse_head(head).is_websocket
-    assert not parse_head(head.replace(b"keep-alive, upgrade", b"keep-alive")).is_websocket
-
-
-@pytest.mark.parametrize(
-    ("headers", "name"),
-    [
-        ([], "unknown"),
-        ([("User-Agent", "")], "unknown"),
-        ([("User-Agent", "Go-http-client/1.1")], "Go-http-client/1.1"),
-        ([("User-Agent", "Mozilla"), ("Relay-User-Agent", ".NET 3.0.1")], ".NET 3.0.1"),
-        ([("User-Agent", "red \x1b[31m\x85\xa0line")], "red ?[31m  line"),
-        ([("User-Agent", "x" * 5_000)], "x" * 120),
-    ],
-)
-def test_client_is_known_by_what_it_calls_itself_printable_and_short(headers: list[tuple[str, str]], name: str) -> None:
-    assert RequestHead("GET", "/", tuple(headers)).user_agent == name
-
-
-@given(st.binary(max_size=300))
-def test_any_bytes_are_a_head_or_an_error_of_ours(data: bytes) -> None:
-    for head in (
-        data,
-        b"GET /" + data,
-        b"GET / HTTP/1.1\r\nHost: x\r\n" + data,
-        b"GET / HTTP/1.1\r\nHost: x\r\nA: " + data,
-    ):
-        try:
-            parsed = parse_head(head + b"\r\n\r\n")
-        except RelayError as error:
-            assert 400 <= error.status < 500
-        else:
-            assert not any(char in "\r\n\0" for text in (parsed.target, *sum(parsed.headers, ())) for char in text)
-
-
 # -- the 101
 
 
@@ -366,11 +318,36 @@ async def test_bytes_ahead_of_a_late_101_are_bounded_and_none_is_lost(tls: bool)
         assert await peer.read(len(sent)) == sent
 
 
-async def test_a_head_of_too_many_headers_is_refused() -> None:
-    # Six are there already, and the request line is one more.
-    for more, status in ((MOST_HEADERS - 7, 200), (MOST_HEADERS - 6, 431)):
-        answer, _ = await asked(handshake("/", [("x", "")] * more))
-        assert answer.status == status, answer
+async def test_many_heads_at_once_are_served_a_few_in_each_turn_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = handshake("/", [("x", "y" * 1_000)])
+    monkeypatch.setattr(module, "HEADS_AT_ONCE", 2 * len(head))
+    # What was served, and None for somebody else's turn.
+    served: list[Exchange | None] = []
+
+    def serve(exchange: Exchange) -> None:
+        served.append(exchange)
+        asyncio.get_running_loop().call_soon(lambda: served.append(None))
+
+    async with Port(serve) as port:
+        peers = [await port.dial() for _ in range(20)]
+        await until(lambda: len(port.frontend.heads) == 20)
+        # Without a turn of the loop in between, so that all are read in the same one.
+        asyncio.get_running_loop().call_soon(lambda: served.append(None))
+        for protocol in port.frontend.heads.copy():
+            RECEIVE_BUFFER[: len(head)] = head
+            protocol.buffer_updated(len(head))
+        assert len(served) == 2
+        # More of one that waits is no other head, and one that leaves is served no more.
+        waiting = list(port.frontend.heads)
+        RECEIVE_BUFFER[:4] = b"more"
+        waiting[0].buffer_updated(4)
+        waiting[1].abort()
+        await until(lambda: sum(each is not None for each in served) == 19)
+        runs = "".join("x" if each else " " for each in served).split()
+        assert max(map(len, runs)) <= 2
+        await until(lambda: port.frontend._may_serve == 2 * len(head))
+        for peer in peers:
+            await peer.leave()
 
 
 @pytest.fixture
@@ -697,11 +674,6 @@ async def test_connections_for_which_there_is_no_room_are_closed_and_counted_in_
 
 
 # -- what is shown
-
-
-def test_a_head_shows_nothing_that_may_hold_a_token() -> None:
-    head = parse_head(handshake("/$hc/a?sb-hc-token=hidden", [("ServiceBusAuthorization", "hidden")]))
-    assert repr(head) == "RequestHead(method='GET')"
 
 
 def test_a_long_path_is_cut_where_an_exchange_is_shown() -> None:

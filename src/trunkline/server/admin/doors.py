@@ -26,7 +26,7 @@ from trunkline.protocol.urls import split_authority
 from trunkline.server.config.settings import NodeSettings
 
 if TYPE_CHECKING:
-    from trunkline.server.relay.frontend import RequestHead
+    from trunkline.server.relay.request_head import RequestHead
 
 log = logging.getLogger("trunkline.node")
 

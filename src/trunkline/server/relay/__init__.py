@@ -2,6 +2,7 @@
 
     frontend         a TCP or TLS connection until its request head is read and its answer is given
     forwarded        whose connection it is that a trusted proxy passes on
+    request_head     what it asks for, read
     admission        may it listen or connect: the order of checks
     held_refusals    whose refusals are answered a moment later
     broker           brings a sender and a listener together

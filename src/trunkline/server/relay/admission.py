@@ -41,7 +41,8 @@ from trunkline.protocol.urls import tracking_id as tracking_id_of
 from trunkline.server.entities.authorization import Authorizer, Grant
 from trunkline.server.entities.catalog import Catalog
 from trunkline.server.entities.model import HybridConnection, Namespace
-from trunkline.server.relay.frontend import Exchange, RequestHead
+from trunkline.server.relay.frontend import Exchange
+from trunkline.server.relay.request_head import RequestHead
 
 _TOKEN_HEADER = "ServiceBusAuthorization"
 _STANDARD_TOKEN_HEADER = "Authorization"
