@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from urllib.parse import quote
@@ -344,6 +346,18 @@ async def test_proxy_that_is_not_there_is_not_taken_for_a_relay_that_is_not_ther
     for host in (f"127.0.0.1:{port}", f"localhost:{port}", "no-such-proxy.invalid:1"):
         with pytest.raises(ProxyUnreachable, match=f"The proxy {scheme}://{host} cannot be reached: "):
             await open_tunnel(read_proxy(f"{scheme}://{host}"), "relay.example", 443)
+
+
+@pytest.mark.parametrize("scheme", ["http", "socks5"])
+async def test_proxy_that_resets_the_connection_is_named(scheme: str) -> None:
+    async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        linger = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.transport.abort()
+
+    error = await failure(scheme, reset)
+    assert type(error) is ProxyError and "closed the connection without an answer" in str(error)
 
 
 def test_what_a_proxy_says_may_pass_unless_somebody_must_change_something() -> None:

@@ -295,7 +295,9 @@ async def _through_http(proxy: Proxy, address: str, host: str, port: int) -> soc
         try:
             await loop.sock_sendall(sock, _connect_request(proxy, host, port))
             head = await _read_head(proxy, sock)
-        except ConnectionError as error:
+        except ProxyError:
+            raise
+        except OSError as error:
             raise ProxyError(proxy, "closed the connection without an answer") from error
         _check_answer(proxy, head, host, port)
     except BaseException:
@@ -362,7 +364,7 @@ async def _through_socks(proxy: Proxy, address: str, host: str, port: int) -> so
         raise _NotThere(error.__cause__ if isinstance(error.__cause__, OSError) else error) from error
     except python_socks.ProxyError as error:
         raise _socks_error(proxy, error, _authority(host, port)) from error
-    except ConnectionError as error:
+    except OSError as error:
         raise ProxyError(proxy, "closed the connection without an answer") from error
 
 
