@@ -8,6 +8,7 @@
     subjects    everything that is compared, with the way to make pairs through it
     load        streams of messages, round trips, and a look at the content
     connects    connections set up in a second
+    paced       messages that come one by one, evenly
     memory      what idle ones cost
     cases       all of it in rounds, made to rows
     report      medians of ratios, tables

@@ -17,6 +17,8 @@ from benchmarks import memory
 from benchmarks.connects import Rate, connects
 from benchmarks.load import Sizes, Throughput, check_content, round_trip, throughput
 from benchmarks.options import Options
+from benchmarks.paced import CONNECTIONS as PACED_CONNECTIONS
+from benchmarks.paced import PER_SECOND, SIZE, Paced, paced
 from benchmarks.pairs import RelayedPairs
 from benchmarks.processes import Files
 from benchmarks.report import Spread, Table, Target
@@ -30,6 +32,7 @@ TRANSPORTS = ("plain", "tls")
 WORDS = frozenset((*(each.name for each in SIZES), *map(str, CONNECTIONS), *TRANSPORTS)) | {
     "rtt",
     "connects",
+    "paced",
     "memory",
     "idle",
 }
@@ -62,6 +65,7 @@ class Bench:
             self._throughputs(transport)
         self._round_trips()
         self._connects()
+        self._paced()
         self._memory()
         if self._options.wants("idle", "plain"):
             self._idle()
@@ -185,6 +189,37 @@ class Bench:
             self.tables.append(
                 Table("Relayed connections set up", note, ("", "per second", "CPU ms of the node, each"), rows)
             )
+
+    def _paced(self) -> None:
+        rows = []
+        for transport in TRANSPORTS:
+            if not self._options.wants("paced", transport):
+                continue
+            with self._running(("node", "forwarder"), transport) as subjects:
+
+                def measure(subject: Subject) -> Paced:
+                    assert subject.measured is not None
+                    with subject.pairs() as make:
+                        return paced(make, subject.measured, self._options.seconds * 4)
+
+                results = self._rounds(f"paced {transport}", subjects, measure)
+            node, forwarder = (
+                _median_or_dash([None if each.share is None else each.share * 100 for each in results[name]])
+                for name in ("node", "forwarder")
+            )
+            rate = statistics.median(each.messages_per_second for each in results["node"])
+            on_time = statistics.median(each.on_time for each in results["node"])
+            rows.append((transport, f"{rate:,.0f}", f"{on_time:.0%}", f"{node} %", f"{forwarder} %"))
+            if transport == "plain" and node != "-":
+                what = f"{PER_SECOND:,} messages of {SIZE} B in a second, evenly, of one processor, plain"
+                self.targets.append(Target.below(what, 40, float(node), " %"))
+        if rows:
+            note = (
+                f"{SIZE} B from listeners to senders on {PACED_CONNECTIONS} connections in turn, each message alone and"
+                " when it is due. What is late comes in a bunch and costs less: on a busy machine this looks too good."
+            )
+            head = ("", "messages/s", "on time", "node, of one processor", "forwarder")
+            self.tables.append(Table("Messages one by one", note, head, rows))
 
     # -- memory
 

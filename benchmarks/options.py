@@ -39,7 +39,7 @@ def read(arguments: Sequence[str] | None = None) -> Options:
     parser = argparse.ArgumentParser(
         prog="make bench",
         description="Measure a node beside a bare forwarder and others. A case has words: its size (1MiB, 64KiB, 1KiB, "
-        "64B, mixed) or its kind (rtt, connects, memory, idle), plain or tls, and 1 or 50 for connections.",
+        "64B, mixed) or its kind (rtt, connects, paced, memory, idle), plain or tls, and 1 or 50 for connections.",
     )
     parser.add_argument("--only", default="", help='cases by their words, like "64KiB+plain,rtt"')
     parser.add_argument("--against", default=",".join(BASELINES), help="baselines (default: all that are installed)")
