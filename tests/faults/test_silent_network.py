@@ -6,6 +6,9 @@ import asyncio
 import contextlib
 import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -15,11 +18,33 @@ from faults.behind import client_behind, listener_behind
 from faults.faulty_network import FaultyNetwork
 from trunkline.protocol.errors import ConnectionLost
 from trunkline.sdk import Connection
+from trunkline.testing import RelayNode
 
 pytestmark = [
     pytest.mark.loop("uvloop"),
     pytest.mark.skipif(sys.platform != "linux", reason="only Linux drops segments in front of a socket"),
 ]
+
+
+@asynccontextmanager
+async def echo_behind(network: FaultyNetwork, node: RelayNode, **options: Any) -> AsyncIterator[None]:
+    """As `echo_listener`, behind the network."""
+    async with listener_behind(network, node, **options) as listener:
+
+        async def answer(connection: Connection) -> None:
+            await connection.send("listener")
+            async for message in connection:
+                await connection.send(message)
+
+        # Owned by this block.
+        serving = asyncio.get_running_loop().create_task(listener.serve(answer))
+        try:
+            yield
+        finally:
+            await listener.close()
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+
 
 #: Short, so that a test takes a second: the node pings each 0.1 s and gives a silent listener up after 0.4 s.
 SHORT = {"ping_interval": 0.1, "control_idle_timeout": 0.4}
@@ -135,3 +160,49 @@ async def test_leg_whose_network_is_dead_ends_although_the_other_end_is_well(dea
 
             *took, _ = await asyncio.gather(ends(lost), ends(well), talk())
             assert max(took) < 12, took
+
+
+async def test_half_open_registration_is_replaced_and_its_senders_are_offered_to_the_new_one() -> None:
+    """A NAT that forgot the listener resets it, and the node hears nothing of that."""
+    async with quiet_node(**SHORT) as node, FaultyNetwork(node.port) as network:
+        online = asyncio.Queue[None]()
+        async with echo_behind(network, node, on_online=lambda _: online.put_nowait(None)):
+            await online.get()
+            network.links[0].reset(server=False)
+            await online.get()
+            assert node.counts()["listeners"] == 2, "the node has the dead one too, and it is the active one"
+            async with asyncio.timeout(5):
+                assert await who_answers(node.client()) == "listener"
+            assert node.counts()["listeners"] == 1
+
+
+async def test_sdk_that_gets_no_answer_gives_up_and_leaves_no_task() -> None:
+    async with quiet_node() as node, FaultyNetwork(node.port) as network:
+        network.silence()
+        before = asyncio.all_tasks()
+        listener = listener_behind(network, node, connect_timeout=0.2)
+        with pytest.raises(TimeoutError):
+            await listener.open(timeout=0.5)
+        with pytest.raises(TimeoutError):
+            await client_behind(network, node).create_connection(timeout=0.2)
+        assert listener.state == "offline" and asyncio.all_tasks() == before
+        network.heal()
+
+
+@pytest.mark.slow
+async def test_sdk_that_closes_into_a_silent_network_ends_in_time_and_leaves_no_task() -> None:
+    """5 s for the answer to each Close, as to a peer that is only slow."""
+    async with quiet_node(**SHORT) as node, FaultyNetwork(node.port) as network:
+        before = asyncio.all_tasks()
+        async with listener_behind(network, node) as listener:
+            sender = await client_behind(network, node).create_connection()
+            accepted = await listener.accept()
+            network.silence()
+            began = time.monotonic()
+            await asyncio.gather(sender.close(timeout=1), accepted.close(timeout=1), listener.close())
+            assert time.monotonic() - began < 8
+            network.reset()
+            for link in network.links:
+                await link.closed.wait()
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == before
