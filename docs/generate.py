@@ -350,6 +350,9 @@ peer can end a line or send codes to a terminal, whatever it writes.
 Every control channel and every connection has a line when it begins and one when it ends. The last one has all numbers:
 how long it was there, messages and bytes each way, and why it ended.
 
+A terminal that was stopped (Ctrl-S), or a pipe that nobody reads, stops no connection: lines wait for it, and when too
+many wait, they are lost and counted in a line of their own.
+
 ## How much
 
 The setting `log_level` is `debug`, `info` (the default), `warning` or `error`. SIGHUP takes another one over, and

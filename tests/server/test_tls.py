@@ -326,8 +326,8 @@ class Files:
         self.ca.cert_pem.write_to_path(self.ca_file)
         self.issue("relay.example.com")
 
-    def issue(self, name: str) -> trustme.LeafCert:
-        leaf = self.ca.issue_cert(name)
+    def issue(self, name: str, *, not_after: datetime | None = None) -> trustme.LeafCert:
+        leaf = self.ca.issue_cert(name, not_after=not_after)
         self.settings.certificate.write_bytes(b"".join(pem.bytes() for pem in leaf.cert_chain_pems))
         self.settings.key.write_bytes(leaf.private_key_pem.bytes())
         return leaf
@@ -339,8 +339,21 @@ class Files:
 def test_certificate_files_are_used(tmp_path: Path) -> None:
     files = Files(tmp_path)
     certificates = files.certificates()
-    assert shake_hands(certificates.context, files.ca_file, "relay.example.com").version() == "TLSv1.3"
+    side = shake_hands(certificates.context, files.ca_file, "relay.example.com")
+    assert side.version() == "TLSv1.3"
     assert certificates.ca_file is None
+    assert certificates.ends == certificate_of(side).not_valid_after_utc.timestamp()
+
+
+def test_end_of_the_certificate_is_that_of_the_one_in_use(tmp_path: Path) -> None:
+    files, node = Files(tmp_path), development(tmp_path / "data")
+    certificates = files.certificates()
+    soon = datetime.now(UTC).replace(microsecond=0) + timedelta(days=3)
+    files.issue("relay.example.com", not_after=soon)
+    assert certificates.ends > soon.timestamp()
+    certificates.reload()
+    assert certificates.ends == soon.timestamp()
+    assert node.certificates.ends == certificate_of(node.shake_hands(None)).not_valid_after_utc.timestamp()
 
 
 def test_certificate_files_are_read_again_on_the_live_context(tmp_path: Path) -> None:
