@@ -25,7 +25,12 @@ from trunkline.protocol.frames import Data, FrameDecoder
 
 # About this much is made beforehand and sent again and again, in pieces of about that.
 BATCH = 1_048_576
-PIECE = 262_144
+PIECE = 131_072
+
+# Bytes that may be under way, in all connections together and in each at least. Without a bound megabytes would wait in
+# buffers of the system until they have left the caches of the processor, behind whoever is slower: it would pay twice.
+WINDOW = 1_048_576
+LEAST_WINDOW = 262_144
 
 # Linux drops the bytes of a TCP stream without handing them over.
 _DROP = socket.MSG_TRUNC if sys.platform == "linux" else 0
@@ -82,33 +87,49 @@ class Throughput:
 
 
 class _Flow:
-    """One pair with a stream running through it."""
+    """One pair with a stream running through it.
 
-    def __init__(self, pair: Pair, pieces: Sequence[bytes]) -> None:
+    Args:
+        pair: its ends.
+        pieces: what to send again and again, each with its size when it comes out.
+        window: no new piece is begun while so many bytes are under way.
+    """
+
+    def __init__(self, pair: Pair, pieces: Sequence[tuple[bytes, int]], window: int) -> None:
         self.pair = pair
         self._pieces = pieces
+        self._window = window
         self._next = 0
         self._left = memoryview(b"")
-        # Pieces begun, bytes that came out.
-        self.begun = 0
         self.received = 0
+        # Bytes that have been sent and have still to come out.
+        self.owed = 0
+        # No new piece is begun any more.
+        self.stopped = False
         self._records = Records() if pair.listener.is_encrypted else None
 
-    def send(self) -> None:
-        if not self._left:
-            self._left = memoryview(self.pair.sender.encode(self._pieces[self._next]))
-            self._next = (self._next + 1) % len(self._pieces)
-            self.begun += 1
-        self._left = self._left[self.pair.sender.sock.send(self._left) :]
-
-    def is_between_pieces(self) -> bool:
-        return not self._left
+    def send(self) -> bool:
+        """Send what may be sent; False when the socket takes no more for now."""
+        while self._left or (self.owed < self._window and not self.stopped):
+            if not self._left:
+                piece, arrives = self._pieces[self._next]
+                self._next = (self._next + 1) % len(self._pieces)
+                self._left = memoryview(self.pair.sender.encode(piece))
+                self.owed += arrives
+            try:
+                self._left = self._left[self.pair.sender.sock.send(self._left) :]
+            except BlockingIOError:
+                return False
+        return True
 
     def receive(self, buffer: bytearray) -> None:
         count = self.pair.listener.sock.recv_into(buffer, len(buffer), _DROP if self._records is None else 0)
         if not count:
             raise ConnectionError("the listener's connection was closed")
-        self.received += count if self._records is None else self._records.payload(buffer, count)
+        if self._records is not None:
+            count = self._records.payload(buffer, count)
+        self.received += count
+        self.owed -= count
 
 
 def _pieces(sizes: Sequence[int]) -> list[tuple[bytes, list[int]]]:
@@ -128,26 +149,22 @@ def _pieces(sizes: Sequence[int]) -> list[tuple[bytes, list[int]]]:
 
 
 def throughput(make: Make, measured: Measured, sizes: Sizes, connections: int, seconds: float) -> Throughput:
-    """Send messages through so many connections at once, as fast as they pass.
-
-    What comes out is counted, after the stream has run for a while.
-    """
+    """Send messages through so many connections at once, as fast as they pass, and count what comes out."""
     pieces = _pieces(sizes.sizes)
-    blobs = [blob for blob, _ in pieces]
+    window = max(WINDOW // connections, LEAST_WINDOW)
     with contextlib.ExitStack() as stack:
         pairs = stack.enter_context(several(make, connections))
-        run = stack.enter_context(contextlib.closing(_Run([_Flow(pair, blobs) for pair in pairs])))
+        arrivals = [(piece, sum(map(pairs[0].arrives, inside))) for piece, inside in pieces]
+        run = stack.enter_context(contextlib.closing(_Run([_Flow(pair, arrivals, window) for pair in pairs])))
         run.until(time.perf_counter() + seconds / 3)
-        before = run.received
-        cpu, load_cpu, started = measured.cpu(), time.process_time(), time.perf_counter()
+        received, idle, cpu, started = run.received, run.idle, measured.cpu(), time.perf_counter()
         run.until(started + seconds)
         took = time.perf_counter() - started
-        load_cpu = time.process_time() - load_cpu
-        after = measured.cpu()
-        batches = (run.received - before) / sum(map(pairs[0].arrives, sizes.sizes))
+        received, idle, after = run.received - received, run.idle - idle, measured.cpu()
         if not pairs[0].listener.is_encrypted:
             # Under TLS the session tickets were counted as well.
-            run.finish([sum(map(pairs[0].arrives, inside)) for _, inside in pieces])
+            run.finish()
+    batches = received / sum(arrives for _, arrives in arrivals)
     used = None if cpu is None or after is None else after - cpu
     payload = batches * sum(sizes.sizes)
     return Throughput(
@@ -155,18 +172,26 @@ def throughput(make: Make, measured: Measured, sizes: Sizes, connections: int, s
         messages_per_second=batches * len(sizes.sizes) / took,
         cpu_per_gb=None if used is None else used / payload * 1e9,
         share=None if used is None else used / took,
-        load_share=load_cpu / took,
+        load_share=1 - idle / took,
     )
 
 
 class _Run:
-    """All streams of a measurement, served by one thread."""
+    """All streams of a measurement, served by one thread that never sleeps.
+
+    Whoever sleeps has to be woken up, and that costs the one who wakes it: a load that is faster than what it
+    measures would make it slower.
+    """
 
     def __init__(self, flows: list[_Flow]) -> None:
         self._flows = flows
         self._selector = selectors.DefaultSelector()
         self._buffer = bytearray(BATCH)
+        self._moved_at = time.perf_counter()
+        # Seconds in which there was nothing to do.
+        self.idle = 0.0
         for flow in flows:
+            flow.pair.sender.sock.setblocking(False)
             self._selector.register(flow.pair.sender.sock, selectors.EVENT_WRITE, flow)
             self._selector.register(flow.pair.listener.sock, selectors.EVENT_READ, flow)
 
@@ -183,31 +208,36 @@ class _Run:
         while time.perf_counter() < end or self.received == before:
             self._turn()
 
-    def finish(self, piece_sizes: Sequence[int]) -> None:
+    def finish(self) -> None:
         """Stop sending between two messages, and see that all that was sent comes out: nothing may be lost."""
-        sending = set(self._flows)
-        missing = 1
-        while sending or missing:
-            for flow in [flow for flow in sending if flow.is_between_pieces()]:
-                self._selector.unregister(flow.pair.sender.sock)
-                sending.discard(flow)
-            full, rest = zip(*(divmod(flow.begun, len(piece_sizes)) for flow in self._flows), strict=True)
-            expected = sum(full) * sum(piece_sizes) + sum(sum(piece_sizes[:count]) for count in rest)
-            missing = expected - self.received
-            if missing < 0:
-                raise AssertionError(f"{-missing} bytes came out that were never sent")
-            if sending or missing:
-                self._turn()
+        for flow in self._flows:
+            flow.stopped = True
+        while any(flow.owed > 0 for flow in self._flows):
+            self._turn()
+        if any(flow.owed < 0 for flow in self._flows):
+            raise AssertionError("more came out than was sent")
 
     def _turn(self) -> None:
-        ready = self._selector.select(_STALLED)
+        looked_at = time.perf_counter()
+        ready = self._selector.select(0)
         if not ready:
-            raise TimeoutError(f"nothing moved for {_STALLED:g} s")
+            now = time.perf_counter()
+            self.idle += now - looked_at
+            if now - self._moved_at > _STALLED:
+                raise TimeoutError(f"nothing moved for {_STALLED:g} s")
+            return
+        self._moved_at = looked_at
         for key, events in ready:
+            flow = key.data
             if events & selectors.EVENT_READ:
-                key.data.receive(self._buffer)
-            else:
-                key.data.send()
+                flow.receive(self._buffer)
+            sock = flow.pair.sender.sock
+            waits = sock in self._selector.get_map()
+            if flow.send() == waits:
+                if waits:
+                    self._selector.unregister(sock)
+                else:
+                    self._selector.register(sock, selectors.EVENT_WRITE, flow)
 
 
 def round_trip(make: Make, size: int, count: int) -> float:

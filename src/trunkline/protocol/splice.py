@@ -189,8 +189,8 @@ class Lane:
         position, end = 0, len(data)
         if self._remaining:
             position = self._pass(data, 0, end, out)
-        # The way of a whole data frame of up to 65,535 bytes within the limit, which decides how many messages a second
-        # pass: table look-ups, no call but the masker's. Everything else is for `_slow`.
+        # The way of a whole data frame within the limit, which decides how many messages a second pass: table look-ups,
+        # and for short ones no call but the masker's. Everything else is for `_slow`.
         masker, append, frame_limit = self._masker, out.append, self.frame_limit
         short_limit = min(frame_limit, 125)
         messages = payload = 0
@@ -216,6 +216,17 @@ class Lane:
                     append(_HEADS[first][126])
                     append(bytes(data[position + 2 : position + 4]))
                     append(masker(data[start:stop], data[position + 4 : start]))
+                    messages += first >> 7
+                    payload += length
+                    position = stop
+                    continue
+            elif length == 127 and end - position >= 14 and not _IS_CONTROL[first]:
+                length = int.from_bytes(data[position + 2 : position + 10], "big")
+                start = position + 14
+                stop = start + length
+                if 65_536 <= length <= frame_limit and stop <= end:
+                    append(encode_head(first, length))
+                    append(masker(data[start:stop], data[position + 10 : start]))
                     messages += first >> 7
                     payload += length
                     position = stop
@@ -273,14 +284,6 @@ class Lane:
             return position
         plain = self._masker(data[position : position + size], self._mask)
         self.bytes += size
-        if self._fragment_left == 0 and size == self._remaining <= self.frame_limit:
-            # All of a frame at once, within the limit: no bookkeeping.
-            out.append(encode_head(self._first, size))
-            out.append(plain)
-            self._remaining = 0
-            self.messages += self._first >> 7
-            return position + size
-        view = memoryview(plain)
         done = 0
         while done < size:
             if self._fragment_left == 0:
@@ -292,7 +295,7 @@ class Lane:
                     self._first &= FIN
                 self._fragment_left = length
             step = min(self._fragment_left, size - done)
-            out.append(view[done : done + step])
+            out.append(plain if step == size else memoryview(plain)[done : done + step])
             done += step
             self._remaining -= step
             self._fragment_left -= step
