@@ -25,7 +25,7 @@ from trunkline.protocol.frames import Data, FrameDecoder
 
 # About this much is made beforehand and sent again and again, in pieces of about that.
 BATCH = 1_048_576
-PIECE = 131_072
+PIECE = 262_144
 
 # Bytes that may be under way, in all connections together and in each at least. Without a bound megabytes would wait in
 # buffers of the system until they have left the caches of the processor, behind whoever is slower: it would pay twice.
