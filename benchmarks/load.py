@@ -25,12 +25,11 @@ from trunkline.protocol.frames import Data, FrameDecoder
 
 # About this much is made beforehand and sent again and again, in pieces of about that.
 BATCH = 1_048_576
-PIECE = 262_144
+PIECE = 131_072
 
-# Bytes that may be under way, in all connections together and in each at least. Without a bound megabytes would wait in
-# buffers of the system until they have left the caches of the processor, behind whoever is slower: it would pay twice.
-WINDOW = 1_048_576
-LEAST_WINDOW = 262_144
+# No new piece is begun on a connection while so many bytes are under way. Without a bound megabytes wait in buffers of
+# the system until they have left the caches of the processor, behind whoever is slower: it would pay twice.
+WINDOW = 262_144
 
 # Linux drops the bytes of a TCP stream without handing them over.
 _DROP = socket.MSG_TRUNC if sys.platform == "linux" else 0
@@ -92,13 +91,11 @@ class _Flow:
     Args:
         pair: its ends.
         pieces: what to send again and again, each with its size when it comes out.
-        window: no new piece is begun while so many bytes are under way.
     """
 
-    def __init__(self, pair: Pair, pieces: Sequence[tuple[bytes, int]], window: int) -> None:
+    def __init__(self, pair: Pair, pieces: Sequence[tuple[bytes, int]]) -> None:
         self.pair = pair
         self._pieces = pieces
-        self._window = window
         self._next = 0
         self._left = memoryview(b"")
         self.received = 0
@@ -110,7 +107,7 @@ class _Flow:
 
     def send(self) -> bool:
         """Send what may be sent; False when the socket takes no more for now."""
-        while self._left or (self.owed < self._window and not self.stopped):
+        while self._left or (self.owed < WINDOW and not self.stopped):
             if not self._left:
                 piece, arrives = self._pieces[self._next]
                 self._next = (self._next + 1) % len(self._pieces)
@@ -151,11 +148,10 @@ def _pieces(sizes: Sequence[int]) -> list[tuple[bytes, list[int]]]:
 def throughput(make: Make, measured: Measured, sizes: Sizes, connections: int, seconds: float) -> Throughput:
     """Send messages through so many connections at once, as fast as they pass, and count what comes out."""
     pieces = _pieces(sizes.sizes)
-    window = max(WINDOW // connections, LEAST_WINDOW)
     with contextlib.ExitStack() as stack:
         pairs = stack.enter_context(several(make, connections))
         arrivals = [(piece, sum(map(pairs[0].arrives, inside))) for piece, inside in pieces]
-        run = stack.enter_context(contextlib.closing(_Run([_Flow(pair, arrivals, window) for pair in pairs])))
+        run = stack.enter_context(contextlib.closing(_Run([_Flow(pair, arrivals) for pair in pairs])))
         run.until(time.perf_counter() + seconds / 3)
         received, idle, cpu, started = run.received, run.idle, measured.cpu(), time.perf_counter()
         run.until(started + seconds)

@@ -35,6 +35,7 @@ from trunkline.server.config.settings import NodeSettings, TlsFiles
 from trunkline.server.entities.sqlite import SqliteStore
 from trunkline.server.node import Node
 from trunkline.server.relay.sockets import TLS_READ_SIZE
+from trunkline.server.spare_memory import keep_large_blocks_apart
 
 KEY_NAME = "bench"
 KEY = "a-key-for-measurements"
@@ -52,6 +53,7 @@ async def run_node(tls: TlsFiles | None, ping_interval: float) -> None:
         "benchmark", (DeclaredNamespace("benchmark", rules=(rule,), hybrid_connections=(entity,)),)
     )
     settings = NodeSettings(port=0, admin_port=0, tls=tls or "off")
+    keep_large_blocks_apart()
     async with Node(settings, declaration, store=SqliteStore(":memory:")) as node:
         await _run(node.port)
 

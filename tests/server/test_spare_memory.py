@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from trunkline.server.spare_memory import ENOUGH, EVERY, SpareMemory, release
+import subprocess
+import sys
+
+import pytest
+
+from trunkline.server.relay.legs import PLAIN_READ
+from trunkline.server.relay.sockets import TLS_READ_SIZE
+from trunkline.server.spare_memory import ENOUGH, EVERY, LARGE, SpareMemory, release
 
 
 def released(*held: int, each: float = 0.0) -> list[int]:
@@ -40,3 +47,29 @@ def test_what_the_c_library_holds_free_can_be_given_back() -> None:
 
 def test_repr_says_what_it_saw() -> None:
     assert repr(SpareMemory()) == "<SpareMemory most=0>"
+
+
+def test_large_block_is_larger_than_a_read_and_smaller_than_a_buffer_of_tls() -> None:
+    assert len(PLAIN_READ) + 64 < LARGE < TLS_READ_SIZE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts pages as Linux does")
+def test_block_that_was_touched_and_freed_is_fresh_when_it_is_used_again() -> None:
+    # In a process of its own: it is for the whole process, and for good.
+    program = """
+import ctypes, resource, sys
+from trunkline.server.relay.sockets import TLS_READ_SIZE
+from trunkline.server.spare_memory import keep_large_blocks_apart
+
+if not hasattr(ctypes.CDLL(None), "mallopt"):
+    sys.exit()
+keep_large_blocks_apart()
+for _ in range(3):
+    ctypes.memset((block := ctypes.create_string_buffer(TLS_READ_SIZE)), 1, TLS_READ_SIZE)
+    del block
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+block = libc.malloc(TLS_READ_SIZE)
+assert block % 4096 == 16, "the block lies among others"
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

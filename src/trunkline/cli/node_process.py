@@ -28,6 +28,7 @@ from trunkline.server.config.declarative import Declaration
 from trunkline.server.config.settings import NodeSettings
 from trunkline.server.node import HandedSockets, Node
 from trunkline.server.relay.sockets import raise_descriptor_limit
+from trunkline.server.spare_memory import keep_large_blocks_apart
 
 log = logging.getLogger("trunkline.node")
 
@@ -140,6 +141,7 @@ class NodeProcess:
             on_signal(signal.SIGHUP, partial(self.stop, signal.SIGHUP))
         asyncio.get_running_loop().set_exception_handler(LoopErrors())
         open_all_descriptors()
+        keep_large_blocks_apart()
         # The service manager hears that the loop turns also while the node drains and stops.
         alive = asyncio.get_running_loop().create_task(self._manager.keep_alive())
         try:

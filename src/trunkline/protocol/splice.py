@@ -280,12 +280,9 @@ class Lane:
     def _pass(self, data: bytes | memoryview, position: int, end: int, out: list[bytes | memoryview]) -> int:
         """Send on what has come of the payload of the frame passing through; return the position behind it."""
         size = min(self._remaining, end - position)
-        if not size:
-            return position
-        plain = self._masker(data[position : position + size], self._mask)
         self.bytes += size
-        done = 0
-        while done < size:
+        stop = position + size
+        while position < stop:
             if self._fragment_left == 0:
                 length = min(self._remaining, self.frame_limit)
                 last = length == self._remaining
@@ -294,19 +291,18 @@ class Lane:
                     # The rest of the frame goes out as continuation: opcode 0, reserved bits 0, its FIN kept.
                     self._first &= FIN
                 self._fragment_left = length
-            step = min(self._fragment_left, size - done)
-            out.append(plain if step == size else memoryview(plain)[done : done + step])
-            done += step
+            step = min(self._fragment_left, stop - position)
+            out.append(self._masker(data[position : position + step], self._mask))
+            self._mask = rotate(self._mask, step)
+            position += step
             self._remaining -= step
             self._fragment_left -= step
             if self._fragment_left == 0 and self._pending and not self.congested:
                 out.append(self._pending)
                 self._pending = b""
-        if self._remaining:
-            self._mask = rotate(self._mask, size)
-        else:
+        if size and not self._remaining:
             self.messages += self._first >> 7
-        return position + size
+        return position
 
     def _control(
         self, header: Header, data: bytes | memoryview, position: int, end: int, out: list[bytes | memoryview]

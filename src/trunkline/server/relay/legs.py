@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 HIGH_WATER = 262_144
 LOW_WATER = 65_536
 
+# What a leg without TLS reads at once: what becomes of it fits into the blocks that the C library keeps for the next
+# time (`trunkline.server.spare_memory`).
+PLAIN_READ = RECEIVE_BUFFER[:262_144]
+
 # A read of fewer bytes is copied out of the shared buffer before it is looked at.
 COPY_BELOW = 32_768
 
@@ -32,13 +36,15 @@ CLOSE_LIMIT = 120.0
 class Leg(asyncio.BufferedProtocol):
     """The sender's or the listener's end of a connection."""
 
-    __slots__ = ("_early", "_farewell", "_paused_reading", "_was_read", "connection", "side", "transport")
+    __slots__ = ("_buffer", "_early", "_farewell", "_paused_reading", "_was_read", "connection", "side", "transport")
 
     def __init__(self, connection: Connection, side: Side) -> None:
         self.connection = connection
         self.side = side
         # None before the 101 was written and after the transport is gone.
         self.transport: asyncio.Transport | None = None
+        # What it reads into.
+        self._buffer = RECEIVE_BUFFER
         self._paused_reading = False
         # Since the last look; see `is_lost`. The request head was read too.
         self._was_read = True
@@ -66,6 +72,8 @@ class Leg(asyncio.BufferedProtocol):
         self.transport = transport
         transport.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
         enable_keepalive(transport, self.connection.silence_limit)
+        if transport.get_extra_info("sslcontext") is None:
+            self._buffer = PLAIN_READ
         self._early = early
 
     def start(self) -> None:
@@ -75,7 +83,7 @@ class Leg(asyncio.BufferedProtocol):
             self.connection.receive(self.side, early)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return RECEIVE_BUFFER
+        return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         # The splice is faster on bytes where frames are small, and much is better not copied. It keeps no view.
