@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report.written_into(chosen.write.read_text(), "")
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    # What it started is ended too, and not left running.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     take_load_core()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

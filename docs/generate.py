@@ -192,6 +192,34 @@ def paragraphs(docstring: str) -> str:
 # --- docs/metrics.md ---
 
 
+ALERTS = """
+## Alerts
+
+Connections fail, they take long, or nobody listens any more where somebody did:
+
+```yaml
+groups:
+  - name: trunkline
+    rules:
+      - alert: ConnectionsFail
+        expr: >
+          sum by (namespace, entity) (rate(relay_sender_connections_total{result!="success"}[5m]))
+          / sum by (namespace, entity) (rate(relay_sender_connections_total[5m])) > 0.05
+        for: 5m
+      - alert: ConnectionsAreSlow
+        expr: >
+          histogram_quantile(0.95,
+            sum by (namespace, entity, le) (rate(relay_connect_seconds_bucket[5m]))) > 1
+        for: 5m
+      - alert: ListenerLost
+        expr: >
+          relay_active_listeners == 0 and max_over_time(relay_active_listeners[1h]) > 0
+        for: 1m
+```
+
+"""
+
+
 def metrics_page() -> str:
     """Every metric, how Prometheus gets it, and when to be woken."""
     text = NOTE.format(source="METRICS in server/metrics.py")
@@ -237,49 +265,9 @@ while the 5,000 are added up.
 ## Values of labels
 
 """
-    labels = (label for metric in METRICS for label in metric.labels)
-    lists = {label: values for label, values in labels if label != "reason" and values}
-    text += table(("label", "values"), ((code(label), ", ".join(map(code, values))) for label, values in lists.items()))
-    text += "\n`kind` is `hybrid_connection`. `reason` has other values in each metric:\n\n"
-    text += table(
-        ("metric", "values of `reason`"),
-        (
-            (code(metric.name), ", ".join(map(code, values)))
-            for metric in METRICS
-            for label, values in metric.labels
-            if label == "reason" and metric is not metrics.REFUSALS
-        ),
-    )
-    text += """
-`relay_refusals_total` has the name of each [error](errors.md) in this spelling. Why something ended:
-
-"""
-    text += table(("reason", "what it means"), ((code(cause.label), cause.value) for cause in Cause))
-    text += """
-## Alerts
-
-Connections fail, they take long, or nobody listens any more where somebody did:
-
-```yaml
-groups:
-  - name: trunkline
-    rules:
-      - alert: ConnectionsFail
-        expr: >
-          sum by (namespace, entity) (rate(relay_sender_connections_total{result!="success"}[5m]))
-          / sum by (namespace, entity) (rate(relay_sender_connections_total[5m])) > 0.05
-        for: 5m
-      - alert: ConnectionsAreSlow
-        expr: >
-          histogram_quantile(0.95,
-            sum by (namespace, entity, le) (rate(relay_connect_seconds_bucket[5m]))) > 1
-        for: 5m
-      - alert: ListenerLost
-        expr: >
-          relay_active_listeners == 0 and max_over_time(relay_active_listeners[1h]) > 0
-        for: 1m
-```
-
+    text += _label_values()
+    text += ALERTS
+    text += """\
 ## OpenTelemetry
 
 With the extra (`pip install trunkline[opentelemetry]`) and the setting `opentelemetry = true`, a node sends the same
@@ -295,6 +283,29 @@ The span `relay.rendezvous` begins with the sender's request and ends with its a
 
 """
     text += table(("attribute", "what"), ((code(name), what) for name, what in SPAN_ATTRIBUTES.items()))
+    return text
+
+
+def _label_values() -> str:
+    """What each label of the metrics can be, and what the reasons mean."""
+    labels = (label for metric in METRICS for label in metric.labels)
+    lists = {label: values for label, values in labels if label != "reason" and values}
+    text = table(("label", "values"), ((code(label), ", ".join(map(code, values))) for label, values in lists.items()))
+    text += "\n`kind` is `hybrid_connection`. `reason` has other values in each metric:\n\n"
+    text += table(
+        ("metric", "values of `reason`"),
+        (
+            (code(metric.name), ", ".join(map(code, values)))
+            for metric in METRICS
+            for label, values in metric.labels
+            if label == "reason" and metric is not metrics.REFUSALS
+        ),
+    )
+    text += """
+`relay_refusals_total` has the name of each [error](errors.md) in this spelling. Why something ended:
+
+"""
+    text += table(("reason", "what it means"), ((code(cause.label), cause.value) for cause in Cause))
     return text
 
 

@@ -165,6 +165,17 @@ class Node:
         names = " or ".join(door.name for door in self._doors)
         raise NodeAway(f"No node answers on {names}", away.remedy)
 
+    def rows(self, what: str, **wanted: str | None) -> list[dict[str, Any]]:
+        """The rows of a listing.
+
+        Args:
+            what: "listeners" or "connections".
+            wanted: what they must have, by name: namespace, entity, id; None: anything.
+        """
+        query = {name: value for name, value in wanted.items() if value is not None}
+        found: list[dict[str, Any]] = self.ask("GET", what, query=query)[what]
+        return found
+
 
 def _doors(data: Path | None, config: Path | None, admin: str | None, token_file: Path | None) -> list[Door]:
     settings = load(

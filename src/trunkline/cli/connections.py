@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from trunkline.cli import admin_client, listing
 from trunkline.cli.listeners import EntityOption, NamespaceOption
-from trunkline.cli.listing import Column, Row, duration, rate, size
+from trunkline.cli.listing import Column, duration, rate, size
 
 COLUMNS = (
     Column("ID", "id"),
@@ -53,10 +55,5 @@ def command(
       trunkline connections | cut -f 1,5,7        ids, senders and bytes
     """
     node = admin_client.Node(data, config, admin, token_file, verbose=verbose)
-    query = {name: value for name, value in (("namespace", namespace), ("entity", entity)) if value is not None}
-
-    def rows() -> list[Row]:
-        found: list[Row] = node.ask("GET", "connections", query=query)["connections"]
-        return found
-
+    rows = partial(node.rows, "connections", namespace=namespace, entity=entity)
     listing.show(rows, COLUMNS, what="connections", as_json=as_json, watch=watch, every=every)

@@ -37,7 +37,7 @@ def command(
     """
     node = admin_client.Node(data, config, admin, token_file, verbose=verbose)
     kinds = ("listeners", "connections")
-    found = [(kind, row) for kind in kinds for row in node.ask("GET", kind, query={"id": id})[kind]]
+    found = [(kind, row) for kind in kinds for row in node.rows(kind, id=id)]
     kind, row = _choose(found, id)
     node.ask("DELETE", kind, row["id"])
     if kind == "listeners":

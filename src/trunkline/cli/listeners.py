@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -54,10 +55,5 @@ def command(
       trunkline listeners --admin http://localhost:8081 --admin-token-file token
     """
     node = admin_client.Node(data, config, admin, token_file, verbose=verbose)
-    query = {name: value for name, value in (("namespace", namespace), ("entity", entity)) if value is not None}
-
-    def rows() -> list[listing.Row]:
-        found: list[listing.Row] = node.ask("GET", "listeners", query=query)["listeners"]
-        return found
-
+    rows = partial(node.rows, "listeners", namespace=namespace, entity=entity)
     listing.show(rows, COLUMNS, what="listeners", as_json=as_json, watch=watch, every=every)
