@@ -8,6 +8,7 @@
     frames             bytes <-> WebSocket frames and messages
     messages           text <-> commands of the control channel
     control_channel    a listener's long-lived WebSocket, both ends of it
+    http_rendezvous    the WebSocket of one large request or answer, both ends of it
     rendezvous         one sender, from its offer to the join
     splice             two joined WebSockets, frame by frame
     causes             why a channel or a connection ended: names for counters and logs
