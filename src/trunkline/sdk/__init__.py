@@ -10,6 +10,8 @@ In the order data meets them: `endpoint` reads addresses and `tokens` gives toke
 them, through a `proxy` where there is one; `websocket` is the transport and handshake under every leg; `leg` holds
 the rules of a data connection, and `connection` is what applications read and write. `control_channel` runs a
 listener's registration, `incoming` is a sender as the accept handler sees it, `reconnect` decides when to try again.
+Plain HTTP requests are made with somebody else's library: `httpx_auth` and `requests_auth` give them their token, which
+`sender_token` keeps.
 Errors: `trunkline.protocol.errors`.
 """
 
