@@ -33,6 +33,7 @@ DEFAULTS: dict[str, tuple[Any, Any]] = {
     "response_timeout": (60, 60),
     "body_idle_timeout": (60, 60),
     "requires_client_authorization": (True, True),
+    "plain_path_websockets": (True, False),
     "half_close_timeout": (120, 120),
     "drain_timeout": (30, 30),
 }

@@ -205,6 +205,10 @@ _ROWS = (
         "requires_client_authorization", True, True, "flag",
         "whether senders need a token; a listener always needs one",
     ),
+    Limit(
+        "plain_path_websockets", True, False, "flag",
+        "whether a WebSocket to the plain path (without /$hc/), as browsers open one, is a sender's; else it gets 400",
+    ),
     _seconds(
         "half_close_timeout", 120, 120,
         "a connection of which one side sent Close ends when the open direction is silent for that long",
@@ -246,6 +250,7 @@ class Limits:
     response_timeout: float
     body_idle_timeout: float
     requires_client_authorization: bool
+    plain_path_websockets: bool
     half_close_timeout: float
     drain_timeout: float
 

@@ -14,6 +14,7 @@ Parameter names are fixed by the clients (``sb-hc-...``) and compared without ca
 from __future__ import annotations
 
 import enum
+import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -299,6 +300,7 @@ def parse_address(text: str) -> tuple[str, int | None, str, bool]:
     return host, port, unquote(raw_path).strip("/"), scheme.lower() in ("sb", "wss", "https")
 
 
+@functools.lru_cache(maxsize=1_024)
 def split_authority(authority: str) -> tuple[str, int | None]:
     """Host (lower case, without brackets) and port of ``host[:port]``, for example of a Host header.
 

@@ -267,6 +267,119 @@ def test_bearer_token_is_given_to_its_verifier(text: str) -> None:
 # --- whether a grant still stands ---
 
 
+# --- what is remembered ---
+
+
+def remembered(relay: Relay, text: str, *, now: float = NOW) -> Grant:
+    """As the data plane asks: with the limits that the catalog keeps."""
+    namespace = relay.catalog.namespace("myRelayNS")
+    assert namespace is not None
+    entity = relay.catalog.find(namespace, "Orders/New")
+    limits = relay.catalog.limits(namespace, entity)
+    return relay.authorizer.authenticate(namespace, "x", entity, text, host=HOST, limits=limits, now=now)
+
+
+def test_token_that_comes_again_is_not_checked_again() -> None:
+    relay = Relay()
+    grant = remembered(relay, token())
+    assert remembered(relay, token()) is grant
+    assert repr(relay.authorizer) == "<Authorizer remembers=1>"
+    assert remembered(relay, token(lifetime=60)) is not grant
+
+
+def test_token_that_is_remembered_ends_when_it_ends() -> None:
+    relay = Relay()
+    remembered(relay, token())
+    assert remembered(relay, token(), now=NOW + 3600 + 60).expires_at == NOW + 3600
+    with pytest.raises(ExpiredToken):
+        remembered(relay, token(), now=NOW + 3600 + 61)
+    assert repr(relay.authorizer) == "<Authorizer remembers=0>"
+
+
+def test_clock_that_was_set_back_lets_no_token_last_longer() -> None:
+    relay = Relay()
+    remembered(relay, token(lifetime=86_400))
+    with pytest.raises(TokenLifetimeExceeded):
+        remembered(relay, token(lifetime=86_400), now=NOW - 3600)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda relay: relay.put(dataclasses.replace(NAMESPACE, rules=(BOTH_NS,))),
+        lambda relay: relay.put(dataclasses.replace(NAMESPACE, rules=(Rule(ROOT.name, frozenset(Right), "x", "y"),))),
+        lambda relay: relay.drop(ORDERS),
+    ],
+)
+def test_nothing_is_remembered_over_a_change(change: Callable[[Relay], None]) -> None:
+    relay = Relay()
+    remembered(relay, token())
+    change(relay)
+    assert repr(relay.authorizer) == "<Authorizer remembers=0>"
+    with pytest.raises(AuthorizationFailed):
+        remembered(relay, token())
+
+
+def test_settings_that_change_count_for_a_token_that_is_remembered() -> None:
+    relay = Relay()
+    grant = remembered(relay, token())
+    relay.catalog.take_settings(node_limits={"max_token_lifetime": 60})
+    with pytest.raises(TokenLifetimeExceeded):
+        remembered(relay, token())
+    relay.catalog.take_settings()
+    assert remembered(relay, token()) is not grant
+
+
+def test_token_is_remembered_for_its_entity_and_its_host_alone() -> None:
+    relay = Relay()
+    more = HybridConnection(hybrid_connection_id(NAMESPACE.id, "more"))
+    relay.put(more)
+    remembered(relay, token())
+    namespace = relay.catalog.namespace("myRelayNS")
+    assert namespace is not None
+    for path, host, error in (("more", HOST, InvalidAudience), ("Orders/New", "relay.local", None)):
+        entity = relay.catalog.find(namespace, path)
+        limits = relay.catalog.limits(namespace, entity)
+        arguments = (namespace, path, entity, token())
+        if error is None:
+            relay.authorizer.authenticate(*arguments, host=host, limits=limits, now=NOW)
+        else:
+            with pytest.raises(error):
+                relay.authorizer.authenticate(*arguments, host=host, limits=limits, now=NOW)
+    assert repr(relay.authorizer) == "<Authorizer remembers=2>"
+
+
+def test_bad_tokens_and_what_does_not_exist_are_not_remembered() -> None:
+    relay = Relay()
+    with pytest.raises(InvalidSignature):
+        remembered(relay, token(key="guessed"))
+    relay.authenticate(token(audience=f"http://{HOST}/"), path="none")
+    assert repr(relay.authorizer) == "<Authorizer remembers=0>"
+
+
+def test_what_is_remembered_is_bounded_and_the_oldest_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trunkline.server.entities.authorization.REMEMBERED", 3)
+    relay = Relay()
+    texts = [token(lifetime=100 + number) for number in range(4)]
+    grants = [remembered(relay, text) for text in texts[:3]]
+    assert remembered(relay, texts[0]) is grants[0]
+    remembered(relay, texts[3])
+    assert repr(relay.authorizer) == "<Authorizer remembers=3>"
+    assert remembered(relay, texts[0]) is grants[0]
+    assert remembered(relay, texts[1]) is not grants[1]
+
+
+def test_no_token_is_kept_readable() -> None:
+    relay = Relay()
+    text = token()
+    remembered(relay, text)
+    signature = text.partition("&sig=")[2].partition("&")[0]
+    assert signature not in repr(vars(relay.authorizer))
+
+
+# --- grants ---
+
+
 def test_grant_stands_while_its_rule_and_key_do() -> None:
     relay = Relay()
     grant = relay.authenticate(token(BOTH_HC))

@@ -190,6 +190,60 @@ def test_name_of_a_namespace_is_stronger_than_a_host_that_another_lists() -> Non
 
 
 @pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("shop.example.com", "Orders"),
+        ("SHOP.Example.com:8443", "Orders"),
+        ("10.0.0.9", "Orders"),
+        ("orders.relay.local", "Orders"),
+        ("ORDERS.myrelayns.localhost.", "Orders"),
+        ("a/b.relay.local", None),  # no label
+        ("b.c.relay.local", None),
+        ("none.relay.local", None),
+        ("relay.local", None),
+        ("x.orders.relay.local", None),
+        ("orders.", None),
+        (".relay.local", None),
+    ],
+)
+def test_hybrid_connection_is_found_by_hosts_of_its_own(host: str, name: str | None) -> None:
+    told = Told()
+    told.put(Namespace(namespace_id("aaaaaa"), declared_order=0))
+    told.put(Namespace(NS, hosts=("relay.local",), declared_order=1))
+    told.put(entity("Orders", hosts=("shop.example.com", "10.0.0.9")))
+    told.put(entity("a/b"))
+    told.put(entity("b.c"))
+    namespace, own = told.catalog.place(host)
+    assert (own and own.name) == name
+    if name is not None:
+        assert namespace is told.namespace()
+
+
+def test_own_host_comes_and_goes_with_its_hybrid_connection() -> None:
+    told = Told()
+    told.put(Namespace(NS))
+    told.put(entity("a"))
+    assert told.catalog.place("a.example.com")[1] is None
+    told.put(entity("a", hosts=("a.example.com",)))
+    assert told.catalog.place("a.example.com")[1] == entity("a", hosts=("a.example.com",))
+    told.put(entity("a", hosts=("b.example.com",)))
+    assert told.catalog.place("a.example.com")[1] is None
+    assert told.catalog.place("b.example.com")[1] is not None
+    told.drop(entity("a").id)
+    assert told.catalog.place("b.example.com")[1] is None
+    assert told.catalog.place("a.myrelayns.localhost")[1] is None
+
+
+def test_host_of_a_namespace_is_stronger_than_one_of_a_hybrid_connection() -> None:
+    told = Told()
+    told.put(Namespace(NS, hosts=("relay.local",), declared_order=0))
+    told.put(Namespace(namespace_id("second"), hosts=("a.relay.local", "shop.io"), declared_order=1))
+    told.put(entity("a", hosts=("shop.io",)))
+    for host in ("a.relay.local", "shop.io"):
+        assert told.catalog.place(host) == (told.namespace("second"), None)
+
+
+@pytest.mark.parametrize(
     ("authority", "host"),
     [("A.b:80", "a.b"), ("a.b.", "a.b"), ("[::1]:80", "::1"), ("[::1", "::1"), ("", ""), (":80", ""), (" a ", "a")],
 )

@@ -83,6 +83,7 @@ def test_rule_with_odd_rights_is_refused(rights: set[Right], problem: str) -> No
         (Namespace(namespace_id("ns")), "6 to 50"),
         (Namespace(NS, hosts=("A.b",)), "lower case"),
         (Namespace(NS, hosts=("a:1",)), "without scheme, port"),
+        (HybridConnection(hybrid_connection_id(NS, "a"), hosts=("A.b",)), "lower case"),
         (Namespace(NS, limits={"max_sendrs": 1}), "max_senders"),
         (Namespace(NS, limits={"drain_timeout": 1}), "cannot be set on a namespace"),
         (HybridConnection(hybrid_connection_id(NS, "a..")), "1 to 260"),

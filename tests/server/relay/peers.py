@@ -317,8 +317,8 @@ def namespace(**fields: Any) -> Namespace:
 
 def hybrid_connection(name: str = "orders", *, rules: tuple[Rule, ...] = (), **fields: Any) -> HybridConnection:
     """A hybrid connection of a `Relay`; what is no field of it is a limit."""
-    enabled = fields.pop("enabled", True)
-    return HybridConnection(hybrid_connection_id(NAMESPACE, name), limits=fields, rules=rules, enabled=enabled)
+    own = {key: fields.pop(key) for key in ("enabled", "hosts", "accepts", "user_metadata") if key in fields}
+    return HybridConnection(hybrid_connection_id(NAMESPACE, name), limits=fields, rules=rules, **own)
 
 
 class Serving:

@@ -45,6 +45,8 @@ def entities(**limits: Any) -> tuple[Any, ...]:
         hybrid_connection("a"),
         hybrid_connection("a/b.c"),
         hybrid_connection("full", max_senders=1),
+        hybrid_connection("strict", plain_path_websockets=False),
+        hybrid_connection("shop", hosts=("shop.example.com",)),
     )
 
 
@@ -71,6 +73,9 @@ def without_what_differs(answer: Answer, *names: str) -> bytes:
     return text
 
 
+# What makes a plain request of a handshake.
+PLAIN: dict[str, Any] = {"without": ["Upgrade", "Connection", "Sec-WebSocket-Version", "Sec-WebSocket-Key"]}
+
 # What is asked, by what token, and what is answered: status and the beginning of the phrase. Whatever fails first in
 # the order of checks is told, so each row breaks every later check as well where it can.
 BAD = token("orders", key="another-key")
@@ -82,8 +87,27 @@ CHECKS: dict[str, tuple[str, list[tuple[str, str]], dict[str, Any], int, str]] =
         400,
         "This endpoint is only for web-socket requests. TrackingId:",
     ),
-    "plain HTTP elsewhere": ("/orders", [], {"without": ["Upgrade"]}, 400, "HTTP requests are not relayed here"),
-    "WebSocket elsewhere": ("/orders", signed(token()), {}, 400, "A WebSocket goes to /$hc/ and the path of"),
+    "climbing path of a request": ("/a/%2e%2e/orders", signed(token()), PLAIN, 404, "The address is malformed"),
+    "request without a token": ("/none", [], PLAIN, 401, "MissingToken: "),
+    "request with a wrong key": ("/none", signed(BAD), PLAIN, 401, "InvalidSignature: The token has an invalid"),
+    "request for what is missing": ("/none/x", signed(token("none")), PLAIN, 404, "Endpoint does not exist: none/x."),
+    "request without Send, disabled": (
+        "/off/x",
+        signed(token("off", "Listen", "listen-key")),
+        PLAIN,
+        403,
+        "Unauthorized access. 'Send' claim(s) are required to perform this operation. ",
+    ),
+    "disabled request": ("/off", signed(token("off")), PLAIN, 403, "Endpoint is disabled. "),
+    "WebSocket on the plain path without a token": ("/orders", [], {}, 401, "MissingToken: "),
+    "WebSocket on the plain path": ("/orders/x", signed(token()), {}, 504, "There are no listeners connected for the"),
+    "WebSocket on the plain path, as in azure": (
+        "/strict",
+        signed(token("strict")),
+        {},
+        400,
+        "A WebSocket goes to /$hc/ and the path of a hybrid connection. ",
+    ),
     "no path": ("/$hc/?sb-hc-action=listen", signed(BAD), {}, 404, "The address is malformed"),
     "climbing path": ("/$hc/a/%2e%2e/orders", signed(token()), {}, 404, "The address is malformed"),
     "fragment": ("/$hc/orders#x", signed(token()), {}, 404, "The address is malformed"),
@@ -414,6 +438,112 @@ async def test_a_relay_without_a_namespace_says_so() -> None:
         answer = await asked(node, LISTEN_ORDERS, signed(token()))
         assert answer.status == 404
         assert f"no namespace of this relay is called {HOST}. " in answer.phrase
+
+
+# -- plain HTTP requests
+
+
+def admitted(target: str, headers: Any = (), *, host: str = HOST, **request: Any) -> Admitted:
+    """What a plain request (with `without=()`: a handshake) becomes."""
+    relay = Relay(entities())
+    head = parse_head(handshake(target, headers, host=host, **{**PLAIN, **request}))
+    exchange = Exchange(None, head, ("192.0.2.1", 1), False)  # type: ignore[arg-type]
+    found = relay.admission.admit(exchange)
+    assert isinstance(found, Admitted)
+    assert exchange.subject is not None
+    assert (exchange.subject.entity, exchange.subject.is_request) == (found.entity, found.is_request)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("target", "entity", "suffix", "query"),
+    [
+        ("/orders", "orders", "", ""),
+        ("/orders/", "orders", "", ""),
+        (
+            "/Orders/x%2Fy/%C3%b8/?a=1&sb-hc-id=1&sb-hc-x&&b=%c3%b8",
+            "orders",
+            "x%2Fy/%C3%b8/",
+            "a=1&sb-hc-x&&b=%C3%B8",
+        ),
+        ("/a/b.c/d", "a/b.c", "d", ""),
+        ("/a/b", "a", "b", ""),
+        ("//orders//x", "orders", "/x", ""),
+        ("http://elsewhere/orders/x?y", "orders", "x", "y"),
+    ],
+)
+def test_a_request_becomes_entity_suffix_and_query(target: str, entity: str, suffix: str, query: str) -> None:
+    request = admitted(target, signed(token("")))
+    assert (request.action, request.is_request, request.own_host) == (None, True, False)
+    assert (request.entity.name, request.suffix, request.query) == (entity, suffix, query)
+    assert request.host == HOST
+
+
+GOOD_REQUESTS = {
+    "query": ("orders", f"sb-hc-token={quote_plus(token())}", {"Authorization": "mine"}, None),
+    "relay header": (
+        "orders",
+        "",
+        {"ServiceBusAuthorization": token(), "Authorization": "mine"},
+        "ServiceBusAuthorization",
+    ),
+    "standard header": ("orders", "", {"Authorization": token()}, "Authorization"),
+    "anonymous": ("open", "", {"Authorization": "mine"}, None),
+    "anonymous with tokens": ("open", "sb-hc-token=x", {"ServiceBusAuthorization": "x", "Authorization": "mine"}, None),
+}
+
+
+@pytest.mark.parametrize("name", GOOD_REQUESTS)
+def test_a_request_says_which_header_was_its_token(name: str) -> None:
+    entity, query, headers, taken = GOOD_REQUESTS[name]
+    request = admitted(f"/{entity}?{query}", headers.items())
+    assert (request.token_header, request.query) == (taken, "")
+    assert (request.grant is None) == (entity == "open")
+
+
+@pytest.mark.parametrize(
+    ("host", "target", "entity", "suffix"),
+    [
+        ("shop.example.com", "/", "shop", ""),
+        ("SHOP.example.com:8443", "/static/app.js", "shop", "static/app.js"),
+        ("shop.example.com.", "/orders", "shop", "orders"),
+        ("orders.relay.local", "/shop/x/", "orders", "shop/x/"),
+        ("Orders.MyRelayNS.localhost:443", "//x", "orders", "x"),
+    ],
+)
+def test_on_its_own_host_the_whole_path_is_the_suffix(host: str, target: str, entity: str, suffix: str) -> None:
+    for signature in (token(entity), token("", host=host.partition(":")[0].lower().removesuffix("."))):
+        request = admitted(target, signed(signature), host=host)
+        assert (request.entity.name, request.suffix, request.own_host) == (entity, suffix, True)
+        assert request.host == host.partition(":")[0].lower().removesuffix(".")
+
+
+def test_below_hc_an_own_host_is_one_of_its_namespace() -> None:
+    connect = admitted("/$hc/a/x", signed(token("")), host="shop.example.com", without=())
+    assert (connect.entity.name, connect.suffix, connect.own_host) == ("a", "x", False)
+
+
+@pytest.mark.loop("uvloop")
+async def test_a_websocket_on_the_plain_path_reaches_the_listener_like_any_other() -> None:
+    async with relay() as node:
+        listener = await node.listener()
+        sender = await node.dial("/orders/x%2Fy?a=1&sb-hc-id=1", [("X-Forwarded-Prefix", "/mine")], signature=token())
+        offer = await listener.offer()
+        assert offer["address"].startswith(f"ws://{HOST}/$hc/orders/x%2Fy?a=1&sb-hc-action=accept&")
+        assert offer["connectHeaders"]["X-Forwarded-Prefix"] == "/mine"
+        await node.accept(offer)
+        assert (await sender.answer()).status == 101
+
+
+@pytest.mark.loop("uvloop")
+async def test_a_websocket_on_an_own_host_says_that_its_path_has_no_prefix() -> None:
+    async with relay() as node:
+        listener = await node.listener("shop")
+        headers = [("x-forwarded-prefix", "/mine")]
+        await node.dial("/live/1", headers, signature=token("shop"), host="shop.example.com")
+        offer = await listener.offer()
+        assert offer["address"].startswith(f"ws://{HOST}/$hc/shop/live/1?sb-hc-action=accept&")
+        assert [value for name, value in offer["connectHeaders"].items() if "prefix" in name.lower()] == ["/"]
 
 
 # -- headers

@@ -236,7 +236,7 @@ async def test_refusals_are_told_with_their_operation_and_counted_by_their_error
         await leaves(await relay.dial_sender(signature=None), 401)
         await leaves(await relay.dial_listener("elsewhere", signature=token("")), 404)
         await leaves(await relay.dial("/$hc/orders?sb-hc-action=accept&sb-hc-rendezvous=guess"), 403)
-        await leaves(await relay.dial("/no/relay"), 400)
+        await leaves(await relay.dial("/$hc/no/relay?sb-hc-action=steal"), 400)
         assert counted(relay, metrics.AUTH_FAILURES_TOTAL) == {
             "invalid_signature": 1,
             "expired_token": 1,

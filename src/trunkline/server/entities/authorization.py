@@ -7,6 +7,10 @@ does: seen) and still grants its rights on that entity alone.
 
 A caller with a bad token learns nothing about which entities exist: the same work is done, and the same error
 given, whether or not there is one.
+
+A good token comes again with each plain HTTP request. What was granted is remembered for a while, under a digest of the
+token that nobody outside of this process can make, and until anything in the catalog changes. A bad token is checked
+each time.
 """
 
 from __future__ import annotations
@@ -30,6 +34,9 @@ from trunkline.protocol.limits import CLOCK_SKEW, Limits
 from trunkline.protocol.sas import Right, SharedAccessSignature
 from trunkline.server.entities.catalog import Catalog
 from trunkline.server.entities.model import Entity, HybridConnection, Namespace, Rule
+
+#: Grants that are remembered; the one that was not asked for longest goes first.
+REMEMBERED = 2_048
 
 #: Stands in for a rule that does not exist, so that its absence takes as long as a wrong key.
 _NO_RULE = Rule("-", frozenset(), primary_key="-" * 44, secondary_key="-" * 44)
@@ -56,6 +63,27 @@ class Grant:
             raise AccessDenied(f"Unauthorized access. '{right.value}' claim(s) are required to perform this operation")
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A grant with what it was made from; it holds for these very objects, which nobody changes in place."""
+
+    grant: Grant
+    namespace: Namespace
+    entity: HybridConnection
+    limits: Limits
+    #: When it was checked, in seconds since the epoch.
+    checked_at: float
+
+    def holds(self, namespace: Namespace, entity: HybridConnection | None, limits: Limits, now: float) -> bool:
+        """Whether to check again would end the same. A clock that was set back may make a lifetime too long."""
+        return (
+            self.entity is entity
+            and self.namespace is namespace
+            and self.limits is limits
+            and self.checked_at <= now <= self.grant.expires_at + CLOCK_SKEW
+        )
+
+
 #: Checks a bearer token: (token, namespace, entity or None, now) -> Grant; raises AuthorizationFailed.
 BearerVerifier = Callable[[str, Namespace, HybridConnection | None, float], Grant]
 
@@ -73,6 +101,13 @@ class Authorizer:
         self._jwt = jwt
         # A digest without it could be tried against guessed keys by whoever reads a core dump or a log.
         self._salt = secrets.token_bytes(16)
+        #: By digest of the token with host and path; the one that was asked for last is at the end.
+        self._known: dict[bytes, _Known] = {}
+        # What changes may take keys with it, and nothing may keep them.
+        catalog.subscribe(lambda _: self._known.clear())
+
+    def __repr__(self) -> str:
+        return f"<Authorizer remembers={len(self._known)}>"
 
     def authenticate(
         self,
@@ -109,9 +144,34 @@ class Authorizer:
                     " send a SharedAccessSignature"
                 )
             return self._jwt(bearer, namespace, entity, now)
+        path = path if entity is None else entity.name
+        # No host or path has a line feed in it. Made also for what does not exist: the time must not tell.
+        text = f"{namespace.key}\n{path}\n{host}\n{token}".encode("utf-8", "surrogatepass")
+        digest = hashlib.blake2b(text, key=self._salt, digest_size=32).digest()
+        known = self._known.pop(digest, None)
+        if known is None or not known.holds(namespace, entity, limits, now):
+            grant = self._check(namespace, path, entity, token, host=host, limits=limits, now=now)
+            if entity is None:
+                return grant
+            known = _Known(grant, namespace, entity, limits, now)
+            if len(self._known) >= REMEMBERED:
+                del self._known[next(iter(self._known))]
+        self._known[digest] = known
+        return known.grant
+
+    def _check(
+        self,
+        namespace: Namespace,
+        path: str,
+        entity: HybridConnection | None,
+        token: str,
+        *,
+        host: str,
+        limits: Limits,
+        now: float,
+    ) -> Grant:
         signature = sas.parse(token)
         scope, rule, key = self._signer(signature, namespace, entity)
-        path = path if entity is None else entity.name
         self._check_claims(signature, {host, *self._catalog.hosts(namespace)}, path, limits, now)
         return Grant(
             rule=rule.name,

@@ -72,6 +72,8 @@ class Catalog:
         self._stale = False
         self._by_name: dict[str, Namespace] = {}
         self._by_host: dict[str, Namespace] = {}
+        #: Namespace and hybrid connection, by a host that the hybrid connection lists.
+        self._by_own_host: dict[str, tuple[Namespace, HybridConnection]] = {}
         #: Takes hosts that nobody listed.
         self._catch_all: Namespace | None = None
         self._subscribers: list[Callable[[CatalogChange], None]] = []
@@ -112,10 +114,32 @@ class Catalog:
     def namespace_for_host(self, host: str) -> Namespace | None:
         """Who serves a request for ``host`` (a Host header; a port is ignored).
 
-        A host that no namespace has goes to the only namespace, or to the first declared one.
+        A host of a hybrid connection belongs to its namespace. A host that nobody has goes to the only namespace, or
+        to the first declared one.
+        """
+        return self.place(host)[0]
+
+    def place(self, host: str) -> tuple[Namespace | None, HybridConnection | None]:
+        """The namespace as `namespace_for_host` has it, and the hybrid connection that has ``host`` as its own.
+
+        A hybrid connection has the hosts that it lists, and ``<its name>.<a host of its namespace>`` where its name is
+        one label of a host name. A host of a namespace comes before both.
         """
         self._index()
-        return self._by_host.get(host_of(host), self._catch_all)
+        host = host_of(host)
+        namespace = self._by_host.get(host)
+        if namespace is not None:
+            return namespace, None
+        listed = self._by_own_host.get(host)
+        if listed is not None:
+            return listed
+        label, _, rest = host.partition(".")
+        namespace = self._by_host.get(rest)
+        if namespace is not None and "/" not in label:
+            entity = self.find(namespace, label)
+            if entity is not None:
+                return namespace, entity
+        return self._catch_all, None
 
     def owns_host(self, host: str) -> bool:
         """Whether ``host`` is a name of some namespace, and not just any name somebody asks for."""
@@ -268,6 +292,8 @@ class Catalog:
         if before == after:
             return []
         shelf.limits.pop(name, None)
+        if (before is not None and before.hosts) or (after is not None and after.hosts):
+            self._stale = True
         if after is None:
             del shelf.children[name]
         else:
@@ -290,6 +316,11 @@ class Catalog:
         for namespace in present:
             for host in namespace.hosts:
                 self._by_host.setdefault(host, namespace)
+        self._by_own_host = {}
+        for namespace in present:
+            for child in self.hybrid_connections(namespace):
+                for host in child.hosts:
+                    self._by_own_host.setdefault(host, (namespace, child))
         first = present[0] if present else None
         self._catch_all = first if first and (len(present) == 1 or first.declared_order is not None) else None
 

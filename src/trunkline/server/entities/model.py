@@ -109,6 +109,8 @@ class HybridConnection(_Entity):
     user_metadata: str | None = None
     #: False: every listen and connect is refused with EndpointDisabled.
     enabled: bool = True
+    #: Host names of its own, in lower case: the whole path of a request for one of them is the sender's.
+    hosts: tuple[str, ...] = ()
 
     @cached_property
     def name(self) -> str:
@@ -177,11 +179,11 @@ def check_rules(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
 
 def check_entity(entity: Entity) -> None:
     """Raises InvalidSetting, with the rule in words, when ``entity`` may not exist; every writer asks first."""
+    for host in entity.hosts:
+        if names.host_name(host) != host:
+            raise InvalidSetting(f"host {host} is kept in lower case: {names.host_name(host)}")
     if isinstance(entity, Namespace):
         names.namespace_name(entity.name)
-        for host in entity.hosts:
-            if names.host_name(host) != host:
-                raise InvalidSetting(f"host {host} is kept in lower case: {names.host_name(host)}")
     else:
         names.hybrid_connection_name(entity.name)
         if entity.user_metadata is not None:
@@ -214,6 +216,8 @@ def to_document(entity: Entity) -> dict[str, Any]:
             body["declaredOrder"] = entity.declared_order
     else:
         body["enabled"] = entity.enabled
+        if entity.hosts:
+            body["hosts"] = list(entity.hosts)
         if entity.user_metadata is not None:
             body["userMetadata"] = entity.user_metadata
     return body
@@ -239,7 +243,10 @@ def from_document(id: str, body: Mapping[str, Any]) -> Entity:
             )
         else:
             entity = HybridConnection(
-                user_metadata=_optional(body, "userMetadata", str), enabled=_expect(body, "enabled", bool), **common
+                user_metadata=_optional(body, "userMetadata", str),
+                enabled=_expect(body, "enabled", bool),
+                hosts=tuple(_optional(body, "hosts", list) or ()),
+                **common,
             )
         check_entity(entity)
     except (KeyError, TypeError, ValueError) as error:

@@ -1,13 +1,17 @@
-"""Whether a WebSocket may listen or connect, decided from memory, in this order:
+"""Whether somebody may listen, connect or send a plain HTTP request, decided from memory, in this order:
 
-    is it a WebSocket, can its target be read     400, 404
-    who asks: the token, also when the entity does not exist    401
-    is there such an entity                       404
-    is it enabled, has the token the right        403
+    can its target be read, is it a WebSocket where one must be     400, 404
+    who asks: the token, also when the entity does not exist        401
+    is there such an entity                                         404
+    is it enabled, has the token the right                          403
 
 Room for one more (429, 403, parking) and a listener to take the sender (504) are for the directory. So nobody without
 a good token learns which entities exist. A listener always needs a token; a sender needs none where the entity has
 `requires_client_authorization = false`, and then its token is dropped unread.
+
+What is below `/$hc/` is a WebSocket. Any other path is a sender's: a plain HTTP request, or a WebSocket as browsers
+and web frameworks open one. The entity is the one whose own host was asked, and then the whole path is the sender's;
+else it is the longest leading part of the path.
 """
 
 from __future__ import annotations
@@ -47,6 +51,9 @@ from trunkline.server.relay.request_head import RequestHead
 _TOKEN_HEADER = "ServiceBusAuthorization"
 _STANDARD_TOKEN_HEADER = "Authorization"
 
+# Says what stands in front of the path that a listener sees; proxies such as Traefik use it.
+PREFIX_HEADER = "X-Forwarded-Prefix"
+
 # What stands in front of the path of an entity in a request target.
 _FRONT = re.compile(r"(?:[a-z][a-z0-9+.-]*://[^/?]*)?/*(?:(?:\$|%24)hc/+)?", re.IGNORECASE)
 
@@ -55,7 +62,8 @@ _FRONT = re.compile(r"(?:[a-z][a-z0-9+.-]*://[^/?]*)?/*(?:(?:\$|%24)hc/+)?", re.
 class Admitted:
     """A listener or sender that may go on."""
 
-    action: Action
+    # None: a sender's plain HTTP request.
+    action: Action | None
     namespace: Namespace
     entity: HybridConnection
     limits: Limits
@@ -69,6 +77,15 @@ class Admitted:
     guid: str | None
     # The header that held the token that was taken; None when the query did, or nothing.
     token_header: str | None
+    # The host that was asked, in lower case without port: how the relay calls itself in `Via`.
+    host: str
+    # Whether that is a host of the entity itself, so that the path does not name the entity.
+    own_host: bool
+
+    @property
+    def is_request(self) -> bool:
+        """Whether it is a plain HTTP request."""
+        return self.action is None
 
     @property
     def path(self) -> str:
@@ -81,8 +98,10 @@ class Subject:
     """What a request is about, as far as it was understood: for whoever counts and tells its refusal."""
 
     tracking_id: str
-    # None until the target was read.
+    # None until the target was read, and for a plain HTTP request.
     action: Action | None = None
+    # Whether it is a plain HTTP request for a hybrid connection.
+    is_request: bool = False
     # None where there is none.
     namespace: Namespace | None = None
     entity: HybridConnection | None = None
@@ -132,8 +151,10 @@ class Admission:
             target = parse_target(exchange.head.target)
             if isinstance(target, HttpTarget):
                 if exchange.head.is_websocket:
-                    raise InvalidRequest("A WebSocket goes to /$hc/ and the path of a hybrid connection")
-                raise InvalidRequest("HTTP requests are not relayed here: connect a WebSocket to /$hc/ and the path")
+                    subject.action = Action.CONNECT
+                else:
+                    subject.is_request = True
+                return self._admit(exchange.head, target, subject)
             if not exchange.head.is_websocket:
                 raise NotAWebSocket
             subject.action = target.action
@@ -145,17 +166,26 @@ class Admission:
             error.tracking_id = tracking_id
             raise
 
-    def _admit(self, head: RequestHead, target: RelayTarget, subject: Subject) -> Admitted:
+    def _admit(self, head: RequestHead, target: RelayTarget | HttpTarget, subject: Subject) -> Admitted:
         authority = head.get("Host") or ""
-        host, _ = split_authority(authority)
+        host = split_authority(authority)[0].removesuffix(".")
         # Given whole: an IPv6 address without its brackets could not be told from a host with a port.
-        namespace = self._catalog.namespace_for_host(authority)
+        namespace, own = self._catalog.place(authority)
         if namespace is None:
             raise EndpointNotFound(f"Endpoint does not exist: no namespace of this relay is called {host}")
-        entity, suffix = self._entity(namespace, target)
+        entity = None if isinstance(target, RelayTarget) else own
+        own_host = entity is not None
+        if entity is not None:
+            suffix = target.raw_path
+        else:
+            entity, suffix = self._entity(namespace, target)
+        action = subject.action
+        if action is Action.LISTEN and suffix:
+            # The path of a listener has no rest.
+            entity = None
         subject.namespace, subject.entity = namespace, entity
         limits = self._catalog.limits(namespace, entity)
-        right = Right.LISTEN if target.action is Action.LISTEN else Right.SEND
+        right = Right.LISTEN if action is Action.LISTEN else Right.SEND
         anonymous = right is Right.SEND and entity is not None and not limits.requires_client_authorization
         grant: Grant | None = None
         token_header: str | None = None
@@ -166,7 +196,7 @@ class Admission:
                 "/".join(target.segments),
                 entity,
                 token,
-                host=host.lower(),
+                host=host,
                 limits=limits,
                 now=self._wall_clock(),
             )
@@ -180,9 +210,12 @@ class Admission:
             grant.require(right)
         if not entity.enabled:
             raise EndpointDisabled()
+        if action is Action.CONNECT and isinstance(target, HttpTarget) and not limits.plain_path_websockets:
+            raise InvalidRequest("A WebSocket goes to /$hc/ and the path of a hybrid connection")
         listens = right is Right.LISTEN
+        id = target.id if isinstance(target, RelayTarget) else None
         return Admitted(
-            target.action,
+            action,
             namespace,
             entity,
             limits,
@@ -190,18 +223,20 @@ class Admission:
             grant,
             suffix="" if listens else suffix,
             query="" if listens else target.query,
-            guid=(tracking_guid(target.id) or "").lower() or None,
+            guid=(tracking_guid(id) or "").lower() or None,
             token_header=token_header,
+            host=host,
+            own_host=own_host,
         )
 
-    def _entity(self, namespace: Namespace, target: RelayTarget) -> tuple[HybridConnection | None, str]:
-        """The entity of the longest leading part of the path, and the rest; a listener's path has no rest."""
+    def _entity(self, namespace: Namespace, target: RelayTarget | HttpTarget) -> tuple[HybridConnection | None, str]:
+        """The entity of the longest leading part of the path, and the rest."""
 
         def exists(path: str) -> bool:
             return self._catalog.find(namespace, path) is not None
 
         found = match_entity(target.segments, target.raw_segments, exists)
-        if found is None or (target.action is Action.LISTEN and found[1]):
+        if found is None:
             return None, ""
         return self._catalog.find(namespace, found[0]), found[1]
 
@@ -275,7 +310,7 @@ def address_of(exchange: Exchange) -> str:
     return clean_phrase(f"sb://{host}{path}")
 
 
-def find_token(head: RequestHead, target: RelayTarget) -> tuple[str | None, str | None]:
+def find_token(head: RequestHead, target: RelayTarget | HttpTarget) -> tuple[str | None, str | None]:
     """The token of a request and the header that held it.
 
     The query comes before `ServiceBusAuthorization`, and that before `Authorization`. The first that is there decides:
@@ -290,12 +325,16 @@ def find_token(head: RequestHead, target: RelayTarget) -> tuple[str | None, str 
     return None, None
 
 
-def headers_for_listener(head: RequestHead, token_header: str | None) -> dict[str, str]:
+def headers_for_listener(head: RequestHead, token_header: str | None, *, own_host: bool = False) -> dict[str, str]:
     """The sender's headers as `connectHeaders`: all of them, in their spelling, repeated ones joined.
 
-    Left out: the relay's own token, and `Authorization` only where it was the relay's token.
+    Left out: the relay's own token, and `Authorization` only where it was the relay's token. With `own_host` the
+    listener is told that the public path has no prefix, whatever the sender said of that: web applications make their
+    links of it.
     """
     hidden = {_TOKEN_HEADER.lower()} | ({token_header.lower()} if token_header else set())
+    if own_host:
+        hidden.add(PREFIX_HEADER.lower())
     spelling: dict[str, str] = {}
     joined: dict[str, str] = {}
     for name, value in head.headers:
@@ -308,4 +347,6 @@ def headers_for_listener(head: RequestHead, token_header: str | None) -> dict[st
         else:
             # RFC 6265 section 5.4 for cookies, RFC 9110 section 5.3 for the rest.
             joined[spelling[lower]] += ("; " if lower == "cookie" else ", ") + value
+    if own_host:
+        joined[PREFIX_HEADER] = "/"
     return joined

@@ -140,6 +140,11 @@ class Broker:
             admitted = self._admission.admit(exchange)
             if isinstance(admitted, Arrival):
                 self._accept(exchange, admitted)
+            elif admitted.is_request:
+                raise InvalidRequest(
+                    "HTTP requests are not relayed here: connect a WebSocket to /$hc/ and the path",
+                    tracking_id=admitted.tracking_id,
+                )
             elif admitted.action is Action.LISTEN:
                 self._listen(exchange, admitted)
             else:
@@ -298,7 +303,7 @@ class Broker:
             query=admitted.query,
             tracking_id=admitted.tracking_id,
             secret=secret,
-            headers=headers_for_listener(exchange.head, admitted.token_header),
+            headers=headers_for_listener(exchange.head, admitted.token_header, own_host=admitted.own_host),
             remote=RemoteEndpoint(*exchange.remote),
             base_url=self.public_url,
             allowed=_guids(exchange.head.get("Microsoft-Relay-AllowedListeners")),
