@@ -34,8 +34,8 @@ def content(kind: str, size: int, seed: str) -> bytes:
 class NodeScript:
     """A running script.
 
-    node: the Node program. modules: the folder that holds hyco-ws and hyco-https. name: the script without ".js". options: the
-    script's argument. ca_file: a certificate authority that Node shall trust besides its own list.
+    node: the Node program. modules: the folder that holds hyco-ws and hyco-https. name: the script without ".js".
+    options: the script's argument. ca_file: a certificate authority that Node shall trust besides its own list.
     """
 
     def __init__(
