@@ -34,6 +34,8 @@ frames = st.one_of(
             (Opcode.TEXT, json.dumps(response()).encode()),
             (Opcode.TEXT, b'{"renewToken":{"token":"t"}}'),
             (Opcode.TEXT, messages.encode(accept()).encode()),
+            (Opcode.TEXT, b'{"request":{"address":"wss://a?","id":"c","method":"PUT","body":true}}'),
+            (Opcode.TEXT, b'{"request":{"address":"wss://a?","id":"c","method":"GET","body":false}}'),
             (Opcode.TEXT, b'{"unknown":{}}'),
             (Opcode.TEXT, b"nonsense"),
             (Opcode.CLOSE, b""),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
+from dataclasses import replace
 
 import pytest
 
@@ -26,15 +26,18 @@ from trunkline.protocol.control_channel import (
     AbortTransport,
     CheckToken,
     CloseTransport,
+    Deliver,
     Ended,
     ListenerControlChannel,
     NeedToken,
     Offered,
+    Requested,
     Send,
     State,
 )
-from trunkline.protocol.errors import HeadersTooLarge
+from trunkline.protocol.errors import ConnectionLost, HeadersTooLarge
 from trunkline.protocol.frames import Opcode, close_payload, mask_bytes, parse_close
+from trunkline.protocol.messages import Accept, RemoteEndpoint, Request, Response
 
 
 def test_listener_is_offered_what_the_relay_sends() -> None:
@@ -43,16 +46,85 @@ def test_listener_is_offered_what_the_relay_sends() -> None:
     assert Playbook(listener_end()) >> event.receive(offer.data, 1.0) << Offered(accept(Host="relay.local"))
 
 
-def test_listener_ignores_commands_that_it_does_not_know_and_bodies() -> None:
+def test_listener_ignores_commands_that_it_does_not_know_and_bodies_that_nothing_announced() -> None:
     channel = listener_end()
-    request = {"request": {"address": "wss://a/$hc/b?sb-hc-id=c", "id": "c"}}
     assert (
         Playbook(channel)
         >> event.receive(from_relay(Opcode.TEXT, b'{"somethingNew":{}}'), 1.0)
-        >> event.receive(from_relay(Opcode.TEXT, json.dumps(request).encode()), 1.0)
         >> event.receive(from_relay(Opcode.BINARY, b"body"), 1.0)
     )
     assert channel.state is State.OPEN
+
+
+REQUEST = Request("wss://a/$hc/b?sb-hc-id=c", "c", "/b/x?y", "POST", {"A": "b"}, RemoteEndpoint("192.0.2.7", 1), True)
+EMPTY_REQUEST = replace(REQUEST, method="GET", body=False)
+REDIRECTED = Request(REQUEST.address, REQUEST.id)
+
+
+def text(command: Accept | Request) -> bytes:
+    return from_relay(Opcode.TEXT, messages.encode(command).encode())
+
+
+def test_request_and_its_body_are_delivered_together() -> None:
+    assert (
+        Playbook(listener_end())
+        >> event.receive(text(REQUEST), 1.0)
+        >> event.receive(from_relay(Opcode.BINARY, b"bo", fin=False), 1.0)
+        >> event.receive(from_relay(Opcode.PING), 1.0)
+        << Sends(Opcode.PONG, b"")
+        >> event.receive(from_relay(Opcode.CONTINUATION, b"dy") + text(EMPTY_REQUEST), 1.0)
+        << Requested(REQUEST, b"body")
+        << Requested(EMPTY_REQUEST, None)
+    )
+
+
+def test_request_that_is_to_be_fetched_has_no_body_here() -> None:
+    assert (
+        Playbook(listener_end())
+        >> event.receive(text(REDIRECTED) + text(EMPTY_REQUEST), 1.0)
+        << Requested(REDIRECTED, None)
+        << Requested(EMPTY_REQUEST, None)
+    )
+
+
+@pytest.mark.parametrize("data", [text(EMPTY_REQUEST), text(accept()), from_relay(Opcode.TEXT, b"nonsense")])
+def test_text_where_a_body_was_due_is_a_violation(data: bytes) -> None:
+    channel = listener_end()
+    channel.receive(text(REQUEST), 1.0)
+    assert repr(channel) == "<ListenerControlChannel OPEN body_due='c'>"
+    assert (
+        Playbook(channel)
+        >> event.receive(data + from_relay(Opcode.BINARY, b"body"), 1.0)
+        << closes(1002)
+        << ends(1002, "body of the request")
+    )
+
+
+def test_answer_and_its_body_are_written_together() -> None:
+    relay = relay_end()
+    channel = listener_end()
+    answers = [(Response("c", 200, "OK", (("A", "b"),), True), b"body"), (Response("d", 200, body=True), b"")]
+    for response, body in answers:
+        [send] = channel.respond(response, body)
+        assert isinstance(send, Send)
+        assert relay.receive(send.data, 1.0) == [Deliver(response, body)]
+    [send] = channel.respond(Response("e", 204), b"")
+    assert isinstance(send, Send)
+    assert relay.receive(send.data, 1.0) == [Deliver(Response("e", 204), None)]
+
+
+def test_answer_whose_headers_are_too_long_is_not_sent_and_another_one_may_be() -> None:
+    channel = listener_end()
+    with pytest.raises(HeadersTooLarge):
+        channel.respond(Response("c", 200, headers=(("A", "b" * 65_536),)), b"")
+    assert channel.respond(Response("c", 500), b"")
+
+
+def test_nothing_is_answered_on_a_channel_that_has_ended() -> None:
+    channel = listener_end()
+    channel.close(1.0)
+    with pytest.raises(ConnectionLost):
+        channel.respond(Response("c", 200), b"")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
     relay                                          listener
       | offer(accept) ---------- {"accept": ...} ----->| Offered
       | CheckToken <------------ {"renewToken": ...} --| renew(token), after NeedToken
-      | Deliver <--------------- {"response": ...} ----|
+      | ------------------------ {"request": ...} ---->| Requested
+      | Deliver <--------------- {"response": ...} ----| respond(response, body)
       | <---------------- Ping, Pong, Close ---------->|
 
 `RelayControlChannel` and `ListenerControlChannel` are the two ends. No I/O: bytes and the passing of time go in
@@ -52,12 +53,13 @@ from trunkline.protocol.frames import (
 )
 from trunkline.protocol.limits import (
     CONTROL_BINARY_LIMIT,
+    CONTROL_BODY_LIMIT,
     CONTROL_MESSAGE_LIMIT,
     CONTROL_TEXT_LIMIT,
     HEARTBEAT,
     Limits,
 )
-from trunkline.protocol.messages import Accept, RenewToken, Response
+from trunkline.protocol.messages import Accept, RenewToken, Request, Response
 
 #: Seconds that the peer has to answer our Close (RFC 6455 section 7.1.1 leaves it to the implementation).
 CLOSE_TIMEOUT = 5.0
@@ -101,7 +103,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Write these bytes to the peer: one frame, or the fragments of one message."""
+    """Write these bytes to the peer: one frame, the fragments of one message, or a command with the body behind it."""
 
     data: bytes
 
@@ -133,6 +135,17 @@ class Offered:
 
 
 @dataclass(frozen=True, slots=True)
+class Requested:
+    """The relay passes on a sender's HTTP request, with the body that followed it; None when it announced none.
+
+    A request without a method is only told of: it is to be fetched from its address (`HttpRendezvous`).
+    """
+
+    request: Request
+    body: bytes | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class NeedToken:
     """The token is due: get a new one and call `renew`. Comes again, after a pause, until that is done."""
 
@@ -161,7 +174,7 @@ class Ended:
     cause: Cause
 
 
-Command = Send | CheckToken | Deliver | Offered | NeedToken | CloseTransport | AbortTransport | Ended
+Command = Send | CheckToken | Deliver | Offered | Requested | NeedToken | CloseTransport | AbortTransport | Ended
 
 
 class _End(ABC):
@@ -359,7 +372,7 @@ class _End(ABC):
         mask = self._new_mask() if self._new_mask else None
         return Send(encode_frame(opcode, payload, mask=mask, masker=self._masker))
 
-    def _command(self, command: Accept | RenewToken, *, made_of: str) -> Send:
+    def _command(self, command: Accept | RenewToken | Response, *, made_of: str) -> Send:
         """One control command as a TEXT message. `made_of` says what makes it long, if it is too long.
 
         Raises:
@@ -569,10 +582,13 @@ class ListenerControlChannel(_End):
         self.expires_at = expires_at
         # When a new token is to be asked for; infinite when never.
         self._renew_at = self._time_to_renew(now)
+        # A request whose body has not come yet: the next message is it.
+        self._body_due: Request | None = None
 
     def __repr__(self) -> str:
         expiry = "" if self.expires_at is None else f" expires_at={self.expires_at:.0f}"
-        return f"<ListenerControlChannel {self.state.name}{expiry}>"
+        waiting = f" body_due={self._body_due.id!r}" if self._body_due is not None else ""
+        return f"<ListenerControlChannel {self.state.name}{expiry}{waiting}>"
 
     def renew(self, token: str, expires_at: float | None, now: float) -> list[Command]:
         """Present a new token to the relay. It answers only if it refuses: by closing with 1008.
@@ -587,15 +603,43 @@ class ListenerControlChannel(_End):
         self._renew_at = self._time_to_renew(now)
         return [send]
 
+    def respond(self, response: Response, body: bytes) -> list[Command]:
+        """Answer a request. What the relay does not know any more, it ignores.
+
+        Args:
+            response: its `body` says whether `body` is sent; an empty one may be.
+            body: at most CONTROL_BODY_LIMIT bytes; a longer one takes the rendezvous.
+
+        Raises:
+            HeadersTooLarge: the headers are longer than a control command may be. Nothing is sent.
+            ConnectionLost: the channel has ended, and the relay has given the request up with it.
+        """
+        if self.state is not State.OPEN:
+            raise ConnectionLost("ConnectionLost: The control channel has ended")
+        assert len(body) <= CONTROL_BODY_LIMIT and (response.body or not body)
+        head = self._command(response, made_of="The answer with its headers")
+        # In one piece: nothing but control frames may come between the two.
+        return [Send(head.data + self._frame(Opcode.BINARY, body).data)] if response.body else [head]
+
     def close(self, now: float) -> list[Command]:
         """Leave in order. Offers that are still on their way here go to another listener."""
         return self._close(1000, "The listener closes", now, Cause.CLOSED, loss=False)
 
     def _message(self, message: Message, now: float) -> list[Command]:
-        if message.opcode is Opcode.TEXT:
-            command = messages.parse_from_relay(message.payload.decode())
-            if isinstance(command, Accept):
-                return [Offered(command)]
+        due, self._body_due = self._body_due, None
+        if message.opcode is Opcode.BINARY:
+            # One that nothing announced is ignored, as the relay ignores it.
+            return [] if due is None else [Requested(due, message.payload)]
+        if due is not None:
+            # To go on would be to take one request's body for another's.
+            raise ProtocolViolation("A command came where the body of the request before it was due")
+        command = messages.parse_from_relay(message.payload.decode())
+        if isinstance(command, Accept):
+            return [Offered(command)]
+        if isinstance(command, Request):
+            if not command.body:
+                return [Requested(command, None)]
+            self._body_due = command
         return []
 
     def _due(self, now: float) -> list[Command]:

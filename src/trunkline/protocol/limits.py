@@ -24,6 +24,9 @@ from trunkline.protocol.errors import InvalidSetting
 #: Bytes of one control command, UTF-8. .NET reads commands into a buffer of this size and hangs for good
 #: above it, Jetty (Java) closes with 1009; both seen. A command that would be longer is never sent.
 CONTROL_MESSAGE_LIMIT = 65_536
+#: Bytes of the body of a request or an answer that goes over the control channel; a longer one takes a rendezvous
+#: (Azure Relay protocol page; .NET and Java send no longer one).
+CONTROL_BODY_LIMIT = 65_536
 #: Bytes of a text message that the relay takes on a control channel; clients stay below 64 KiB.
 CONTROL_TEXT_LIMIT = 262_144
 #: Bytes of a binary message (the body of a response) that the relay takes on a control channel.
