@@ -37,7 +37,12 @@ ConnectionStringOption = Annotated[
 ]
 EntityOption = Annotated[
     str | None,
-    typer.Option("--entity", metavar="PATH", help="Hybrid connection, when the connection string names none."),
+    typer.Option(
+        "--entity",
+        "--hybrid-connection",
+        metavar="PATH",
+        help="Hybrid connection, when the connection string names none.",
+    ),
 ]
 CaOption = Annotated[
     Path | None,
