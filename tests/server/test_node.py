@@ -273,7 +273,7 @@ async def test_the_admin_port_answers_health_to_anybody_and_the_rest_for_its_tok
         # Entities are not served here, nor the node's state on the data port.
         async with await Peer.dial(node.port) as peer:
             peer.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert (await peer.answer()).status == 400
+            assert (await peer.answer()).status == 401
 
 
 async def test_the_unix_socket_is_there_while_the_node_runs_and_asks_for_no_token(tmp_path: Path) -> None:

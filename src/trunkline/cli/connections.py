@@ -12,6 +12,7 @@ COLUMNS = (
     Column("ID", "id"),
     Column("ENTITY", "path"),
     Column("STATE", "state", rank=4),
+    Column("METHOD", "method", rank=3),
     Column("FOR", "seconds", duration, is_number=True),
     Column("SENDER", "sender.remote"),
     Column("LISTENER", "listener.id", rank=5),
@@ -41,18 +42,21 @@ def command(
     every: listing.EveryOption = None,
     verbose: admin_client.VerboseOption = False,
 ) -> None:
-    """Show the connections through a node that runs.
+    """Show the connections through a node that runs, and the HTTP requests in flight.
 
     Each has a sender and the listener that took it; `trunkline listeners` shows the same id. Bytes are those of
     messages, without the heads of frames; rates are those of the last second. A connection is half-closed when one side
     has sent its Close. RULE is that of the sender; an anonymous one has none.
+
+    What has a METHOD is an HTTP request: it is seeking a listener, was asked, or is answering. Its bytes are those of
+    the bodies.
 
     \b
     Examples:
       trunkline connections
       trunkline connections --entity orders --watch --every 1
       trunkline connections --json | jq 'map(.to_sender.bytes) | add'
-      trunkline connections | cut -f 1,5,7        ids, senders and bytes
+      trunkline connections | cut -f 1,6,8        ids, senders and bytes
     """
     node = admin_client.Node(data, config, admin, token_file, verbose=verbose)
     rows = partial(node.rows, "connections", namespace=namespace, entity=entity)

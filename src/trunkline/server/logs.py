@@ -81,6 +81,25 @@ SENDER_LISTENER_CONNECTION_ESTABLISHED = Operation(
     "SenderListenerConnectionEstablished", logging.INFO, "a sender and a listener were joined"
 )
 SENDER_CONNECTION_CLOSED = Operation("SenderConnectionClosed", logging.INFO, "an established connection has ended")
+SENDER_SENT_HTTP_REQUEST = Operation(
+    "SenderSentHttpRequest", logging.DEBUG, "a plain HTTP request was let in, and a listener is being looked for"
+)
+MESSAGE_SENT_TO_LISTENER = Operation(
+    "MessageSentToListener", logging.DEBUG, "a listener was told of a plain HTTP request"
+)
+LISTENER_SENT_HTTP_RESPONSE = Operation(
+    "ListenerSentHttpResponse", logging.DEBUG, "the answer of a listener to a plain HTTP request is whole"
+)
+LISTENER_RETURNING_HTTP_RESPONSE_FAILED = Operation(
+    "ListenerReturningHttpResponseFailed",
+    logging.INFO,
+    "an answer that had begun was not finished, or its sender left",
+)
+LISTENER_ACCEPTING_REQUEST_TIMEOUT = Operation(
+    "ListenerAcceptingRequestTimeout",
+    logging.WARNING,
+    "a listener that was told of a plain HTTP request did not answer in time",
+)
 INVALID_SAS_TOKEN = Operation(
     "InvalidSasToken", logging.INFO, "a token was refused: unreadable, wrongly signed, expired, or for another endpoint"
 )
@@ -96,6 +115,8 @@ OPERATIONS = (
     NEW_LISTENER_REGISTERED, LISTENER_UNREGISTERED, LISTENER_UNRESPONSIVE, LISTENER_CLOSING_FROM_EXPIRED_TOKEN,
     NEW_SENDER_REGISTERING, LISTENER_ACCEPTING_CONNECTION, LISTENER_ACCEPTING_CONNECTION_TIMEOUT,
     LISTENER_REJECTED_CONNECTION, SENDER_LISTENER_CONNECTION_ESTABLISHED, SENDER_CONNECTION_CLOSED,
+    SENDER_SENT_HTTP_REQUEST, MESSAGE_SENT_TO_LISTENER, LISTENER_SENT_HTTP_RESPONSE,
+    LISTENER_RETURNING_HTTP_RESPONSE_FAILED, LISTENER_ACCEPTING_REQUEST_TIMEOUT,
     INVALID_SAS_TOKEN, AUTHORIZATION_FAILED, PROCESSING_REQUEST_FAILED,
 )  # fmt: skip
 
@@ -113,6 +134,7 @@ FIELDS: Mapping[str, str] = {
     "remote": "address of the peer",
     "rule": "authorization rule that let it in; not there for an anonymous sender",
     "client": "what the client calls itself",
+    "method": "of a plain HTTP request",
     "parked": "true for a control channel without a place",
     "duration": "seconds that it lasted, or that were waited",
     "messagesToListener": "messages passed on to the listener; of a control channel: senders that it was told of",

@@ -28,6 +28,13 @@ HYBRID_CONNECTION = "hybrid_connection"
 #: What became of somebody who asked to listen or to connect.
 RESULTS = ("success", "client_error", "server_error")
 
+#: How a sender comes.
+MODES = ("websocket", "http")
+
+#: What became of a plain HTTP request: the status of the listener's answer, which is whole; the status of an error of
+#: the relay; the sender left before its answer was whole; an answer that had begun could not be finished.
+OUTCOMES = ("2xx", "3xx", "4xx", "5xx", "client_error", "server_error", "left", "cut")
+
 DIRECTIONS = ("to_listener", "to_sender")
 
 #: Upper bounds, in seconds.
@@ -104,8 +111,9 @@ LISTENER_CONNECTIONS = Metric(
 )  # fmt: skip
 SENDER_CONNECTIONS = Metric(
     "relay_sender_connections_total", "relay.sender.connections", "counter", "{connection}",
-    "senders that asked for a connection, by what became of it; one that left before that is a client_error",
-    (("result", RESULTS), ("mode", ("websocket",))), azure=_azure("SenderConnections"),
+    "senders that asked for a connection, and plain HTTP requests (mode http), by what became of it: success when a"
+    " listener took it or answered; one that left before that is a client_error",
+    (("result", RESULTS), ("mode", MODES)), azure=_azure("SenderConnections"),
 )  # fmt: skip
 ACTIVE_CONNECTIONS = Metric(
     "relay_active_connections", "relay.connections.active", "gauge", "{connection}",
@@ -130,7 +138,8 @@ WAITING_SENDERS = Metric(
 )  # fmt: skip
 BYTES = Metric(
     "relay_bytes_total", "relay.bytes", "counter", "By",
-    "bytes of payload that were passed on", (("direction", DIRECTIONS),), azure=("BytesTransferred",),
+    "bytes of payload that were passed on, bodies of HTTP requests and answers among them",
+    (("direction", DIRECTIONS),), azure=("BytesTransferred",),
 )  # fmt: skip
 MESSAGES = Metric(
     "relay_messages_total", "relay.messages", "counter", "{message}",
@@ -153,6 +162,25 @@ RENDEZVOUS_SECONDS = Metric(
 CONNECT_SECONDS = Metric(
     "relay_connect_seconds", "relay.connect.duration", "histogram", "s",
     "time from a sender's whole request head to its 101", buckets=_LATENCIES,
+)  # fmt: skip
+ACTIVE_HTTP_REQUESTS = Metric(
+    "relay_active_http_requests", "relay.http.requests.active", "gauge", "{request}",
+    "plain HTTP requests in flight: from their head to the end of their answer",
+)  # fmt: skip
+HTTP_REQUESTS = Metric(
+    "relay_http_requests_total", "relay.http.requests", "counter", "{request}",
+    "plain HTTP requests, by the status of the listener's answer (2xx to 5xx) or of the relay's (client_error,"
+    " server_error); left: the sender did not wait for all of it; cut: an answer that had begun was not finished",
+    (("outcome", OUTCOMES),),
+)  # fmt: skip
+HTTP_REQUEST_SECONDS = Metric(
+    "relay_http_request_seconds", "relay.http.request.duration", "histogram", "s",
+    "time from the whole head of a plain HTTP request until the listener's answer began", buckets=_LATENCIES,
+)  # fmt: skip
+HTTP_BODY_BYTES = Metric(
+    "relay_http_body_bytes_total", "relay.http.body.bytes", "counter", "By",
+    "bytes of the bodies of requests (to_listener) and answers (to_sender) that were passed on",
+    (("direction", DIRECTIONS),),
 )  # fmt: skip
 AUTH_FAILURES_TOTAL = Metric(
     "relay_auth_failures_total", "relay.auth.failures", "counter", "{failure}",
@@ -205,7 +233,8 @@ BUILD_INFO = Metric(
 METRICS: tuple[Metric, ...] = (
     LISTENER_CONNECTIONS, SENDER_CONNECTIONS, ACTIVE_CONNECTIONS, ACTIVE_LISTENERS, PARKED_LISTENERS,
     WAITING_LISTENERS, WAITING_SENDERS, BYTES, MESSAGES, LISTENER_DISCONNECTS, SENDER_DISCONNECTS, RENDEZVOUS_SECONDS,
-    CONNECT_SECONDS, AUTH_FAILURES_TOTAL, TOKEN_EXPIRATIONS, CONTROL_CHANNEL_AGE, REFUSALS, HANDSHAKES, HELD_REFUSALS,
+    CONNECT_SECONDS, ACTIVE_HTTP_REQUESTS, HTTP_REQUESTS, HTTP_REQUEST_SECONDS, HTTP_BODY_BYTES,
+    AUTH_FAILURES_TOTAL, TOKEN_EXPIRATIONS, CONTROL_CHANNEL_AGE, REFUSALS, HANDSHAKES, HELD_REFUSALS,
     OPEN_FILES_LIMIT,
     LOOP_LAG, CERTIFICATE_EXPIRY, BUILD_INFO,
 )  # fmt: skip

@@ -432,6 +432,7 @@ class Node:
             "control_channels": len(self.broker.channels),
             "waiting_senders": self.broker.waiting_senders,
             "connections": len(self.splicing),
+            "http_requests": len(self.journal.requests),
             "held_refusals": self.broker.held_refusals,
             "handshakes": self._frontend.handshakes,
         }

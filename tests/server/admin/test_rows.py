@@ -7,8 +7,9 @@ import json
 import pytest
 
 from server.relay.peers import EPOCH, GUID, Peer, Relay, frame, token, until
+from server.relay.requests_made import begun
 from trunkline.protocol.frames import Opcode
-from trunkline.server.admin.rows import _address, connection_row, listener_row
+from trunkline.server.admin.rows import _address, connection_row, listener_row, request_row
 from trunkline.server.relay.listeners import Standing
 
 LIBRARY = [("User-Agent", "library/1.0")]
@@ -119,6 +120,7 @@ async def test_row_of_a_connection_counts_each_way() -> None:
             "state": "open",
             "since": "2023-11-14T22:30:00Z",
             "seconds": 2.0,
+            "method": None,
             "idle_seconds": 2.0,
             "sender": {"remote": remote_of(sender), "client": "sender/2", "rule": "Root"},
             "listener": {
@@ -181,3 +183,33 @@ async def test_no_secret_is_in_a_row() -> None:
 )
 def test_address_is_shown_without_a_port_that_a_proxy_did_not_say(remote: tuple[str, int], shown: str) -> None:
     assert _address(remote) == shown
+
+
+async def test_row_of_a_request_says_what_is_asked_and_not_where() -> None:
+    async with Relay() as relay:
+        listener = await relay.listener(headers=LIBRARY)
+        [channel] = relay.broker.channels
+        record = begun(relay, method="PUT")
+        relay.clock.now += 3
+        row = request_row(record, None, seconds=3.0, wall_now=relay.wall_clock())
+        assert (row["state"], row["listener"]) == ("seeking", {"id": None, "remote": None, "client": None})
+        relay.journal.request_told(record, channel.id)
+        record.to_listener = 70_000
+        row = request_row(record, channel, seconds=3.0, wall_now=relay.wall_clock())
+        assert row == {
+            "id": record.admitted.tracking_id,
+            "namespace": "myRelayNS",
+            "entity": "orders",
+            "state": "asked",
+            "method": "PUT",
+            "since": "2023-11-14T22:30:00Z",
+            "seconds": 3.0,
+            "idle_seconds": None,
+            "sender": {"remote": "192.0.2.1:4711", "client": "library/1.0", "rule": "Root"},
+            "listener": {"id": channel.id, "remote": remote_of(listener), "client": "library/1.0"},
+            "to_listener": {"messages": None, "bytes": 70_000, "bytes_per_second": None},
+            "to_sender": {"messages": None, "bytes": 0, "bytes_per_second": None},
+            "tracking_id": record.admitted.tracking_id,
+        }
+        assert "secret" not in json.dumps(row)
+        relay.journal.request_left(record)

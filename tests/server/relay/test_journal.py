@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from server.relay.peers import GUID, Peer, Relay, hybrid_connection, namespace, token, until
+from server.relay.requests_made import LEFT_OUT, begun
+from trunkline.protocol.errors import NoListener, QuotaExceeded
 from trunkline.protocol.frames import Opcode
 from trunkline.server import logs, metrics
 from trunkline.server.logs import JsonFormatter
 from trunkline.server.metrics import Metric
-from trunkline.server.relay.journal import REFUSALS_TOLD, Sought
+from trunkline.server.relay.journal import REFUSALS_TOLD, SPAN_ATTRIBUTES, Sought
 
 ORDERS = ("myRelayNS", "orders", "hybrid_connection")
 NOBODY = ("myRelayNS", "", "")
@@ -373,3 +375,98 @@ async def test_each_search_for_a_listener_is_told_when_it_is_over() -> None:
         assert sought[1].began_at == pytest.approx(relay.wall_clock() - 0.5)
         assert sought[1].admitted.tracking_id in repr(offer)
         assert repr(relay.journal) == "<Journal <Tallies entities=1>>"
+
+
+# -- plain HTTP requests
+
+
+def test_answered_request_is_counted_by_its_status_with_its_bytes_and_told(told: Lines) -> None:
+    relay = Relay()
+    relay.journal.on_sought = (spans := list[Sought]()).append
+    record = begun(relay, method="POST")
+    relay.clock.now += 0.2
+    relay.journal.request_told(record, "id-7")
+    record.to_listener += 1_000
+    relay.clock.now += 0.8
+    relay.journal.request_answered(record, 201)
+    record.to_sender += 30
+    relay.clock.now += 1
+    assert relay.journal.requests == {record}
+    relay.journal.request_ended(record)
+    assert not relay.journal.requests
+    assert counted(relay, metrics.HTTP_REQUESTS) == {"2xx": 1}
+    assert counted(relay, metrics.SENDER_CONNECTIONS) == {"success,http": 1}
+    assert counted(relay, metrics.HTTP_BODY_BYTES) == {"to_listener": 1_000, "to_sender": 30}
+    assert counted(relay, metrics.BYTES) == {"to_listener": 1_000, "to_sender": 30}
+    [tally] = [tally for tally in relay.tallies if tally.labels == ORDERS]
+    assert tally.histograms[metrics.HTTP_REQUEST_SECONDS].total == pytest.approx(1.0)
+    assert told.one(logs.SENDER_SENT_HTTP_REQUEST)["rule"] == "Root"
+    assert told.one(logs.MESSAGE_SENT_TO_LISTENER)["listener"] == "id-7"
+    line = told.one(logs.LISTENER_SENT_HTTP_RESPONSE)
+    assert (line["method"], line["status"], line["duration"], line["level"]) == ("POST", 201, 2.0, "debug")
+    assert (line["bytesToListener"], line["bytesToSender"], line["listener"]) == (1_000, 30, "id-7")
+    assert "secret" not in json.dumps(told.lines)
+    [span] = spans
+    assert span.attributes == {
+        "relay.tracking_id": record.admitted.tracking_id,
+        "relay.namespace": "myRelayNS",
+        "relay.entity": "orders",
+        "relay.rule": "Root",
+        "relay.outcome": "answered",
+        "http.request.method": "POST",
+        "http.response.status_code": 201,
+    }
+    assert set(span.attributes) <= set(SPAN_ATTRIBUTES) and span.lasted == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(("answered", "result"), [(False, "client_error,http"), (True, "success,http")])
+def test_request_whose_sender_left_is_counted_as_that(told: Lines, answered: bool, result: str) -> None:
+    relay = Relay()
+    record = begun(relay)
+    if answered:
+        relay.journal.request_answered(record, 200)
+    relay.journal.request_left(record)
+    assert counted(relay, metrics.HTTP_REQUESTS) == {"left": 1}
+    assert counted(relay, metrics.SENDER_CONNECTIONS) == {result: 1}
+    assert told.one(logs.LISTENER_RETURNING_HTTP_RESPONSE_FAILED)["cause"] == "left"
+    assert not relay.journal.requests
+
+
+def test_answer_that_broke_off_is_counted_and_told_with_its_reason(told: Lines) -> None:
+    relay = Relay()
+    for _ in range(REFUSALS_TOLD + 2):
+        record = begun(relay)
+        relay.journal.request_answered(record, 200)
+        relay.journal.request_cut(record, "the listener\r\nis lost")
+    assert counted(relay, metrics.HTTP_REQUESTS) == {"cut": REFUSALS_TOLD + 2}
+    lines = told.of(logs.LISTENER_RETURNING_HTTP_RESPONSE_FAILED)
+    assert len(lines) == REFUSALS_TOLD
+    assert "\n" not in lines[0]["reason"] and lines[0]["status"] == 200
+    relay.pass_time(1)
+    assert told.of(logs.LISTENER_RETURNING_HTTP_RESPONSE_FAILED)[-1]["leftOut"] == 2
+
+
+@pytest.mark.parametrize(("error", "outcome"), [(NoListener(), "server_error"), (QuotaExceeded(), "client_error")])
+def test_refused_request_is_counted_by_the_status_of_the_relay(told: Lines, error: Any, outcome: str) -> None:
+    relay = Relay()
+    relay.journal.on_sought = (spans := list[Sought]()).append
+    record = begun(relay)
+    relay.journal.request_timed_out(record)
+    relay.journal.request_refused(record, error)
+    relay.journal.refused(record.exchange, error)
+    assert counted(relay, metrics.HTTP_REQUESTS) == {outcome: 1}
+    assert counted(relay, metrics.SENDER_CONNECTIONS) == {f"{outcome},http": 1}
+    assert told.one(logs.LISTENER_ACCEPTING_REQUEST_TIMEOUT)["level"] == "warning"
+    assert told.one(logs.PROCESSING_REQUEST_FAILED)["message"].startswith("refused request at sb://myRelayNS/orders")
+    assert [(span.outcome, span.status, span.error) for span in spans] == [
+        ("refused", error.status, metrics.reason_of(error))
+    ]
+
+
+async def test_request_that_is_not_let_in_is_counted_as_one(told: Lines) -> None:
+    async with Relay() as relay:
+        await leaves(await relay.dial("/orders", without=LEFT_OUT), 401)
+        await leaves(await relay.dial("/none", without=LEFT_OUT, signature=token("none")), 404)
+        assert counted(relay, metrics.HTTP_REQUESTS) == {"client_error": 1}
+        assert counted(relay, metrics.SENDER_CONNECTIONS, NOBODY) == {"client_error,http": 1}
+        assert counted(relay, metrics.AUTH_FAILURES_TOTAL) == {"missing_token": 1}

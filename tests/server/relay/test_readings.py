@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from server.relay.peers import Relay, hybrid_connection, until
+from server.relay.requests_made import begun
 from trunkline.protocol.frames import Opcode
 from trunkline.server import metrics
 from trunkline.server.exposition import Snapshot, snapshot
@@ -25,7 +26,12 @@ def values(relay: Relay, metric: Metric) -> dict[str, object]:
 async def test_entity_that_nobody_uses_has_no_listeners_and_little_else() -> None:
     async with Relay() as relay:
         told = {metric for metric, samples in taken(relay).items() if samples and metric.per_entity}
-        assert told == {metrics.ACTIVE_LISTENERS, metrics.ACTIVE_CONNECTIONS, metrics.WAITING_SENDERS}
+        assert told == {
+            metrics.ACTIVE_LISTENERS,
+            metrics.ACTIVE_CONNECTIONS,
+            metrics.ACTIVE_HTTP_REQUESTS,
+            metrics.WAITING_SENDERS,
+        }
         assert values(relay, metrics.ACTIVE_LISTENERS) == {"": 0}
 
 
@@ -77,3 +83,17 @@ async def test_counters_never_go_back_while_connections_end() -> None:
         ]
         assert values(relay, metrics.MESSAGES) == {"to_listener": 6, "to_sender": 3}
         assert values(relay, metrics.ACTIVE_CONNECTIONS) == {"": 0}
+
+
+def test_bytes_of_a_request_count_while_it_is_in_flight_and_once() -> None:
+    relay = Relay()
+    first, second = begun(relay), begun(relay)
+    first.to_listener, first.to_sender, second.to_listener = 10, 7, 5
+    expected = {"to_listener": 15, "to_sender": 7}
+    assert values(relay, metrics.ACTIVE_HTTP_REQUESTS) == {"": 2}
+    assert values(relay, metrics.HTTP_BODY_BYTES) == values(relay, metrics.BYTES) == expected
+    relay.journal.request_left(first)
+    assert values(relay, metrics.ACTIVE_HTTP_REQUESTS) == {"": 1}
+    assert values(relay, metrics.HTTP_BODY_BYTES) == values(relay, metrics.BYTES) == expected
+    relay.journal.request_left(second)
+    assert values(relay, metrics.HTTP_BODY_BYTES) == values(relay, metrics.BYTES) == expected

@@ -4,7 +4,7 @@
     GET    /readyz                  should it get work; counts of what it holds       open to whoever reaches the port
     GET    /metrics                 for Prometheus                                    open on a loopback address
     GET    /listeners               ?namespace=&entity=&id=&limit=
-    GET    /connections             ?namespace=&entity=&id=&limit=
+    GET    /connections             ?namespace=&entity=&id=&limit=                    and HTTP requests in flight
     DELETE /listeners/ID            closes a control channel
     DELETE /connections/ID          closes a connection
     GET    /log-level
@@ -26,7 +26,7 @@ from urllib.parse import parse_qsl, unquote
 from trunkline.protocol.errors import ClosedByOperator, InvalidSetting, RelayError, clean_phrase
 from trunkline.server import logs
 from trunkline.server.admin.doors import bears, is_loopback, is_meant_for
-from trunkline.server.admin.rows import Row, connection_row, listener_row
+from trunkline.server.admin.rows import Row, connection_row, listener_row, request_row
 from trunkline.server.relay.broker import Broker
 from trunkline.server.relay.control_channel import ControlChannel
 from trunkline.server.relay.frontend import Exchange
@@ -169,6 +169,16 @@ class Admin:
                 if number % _ROWS_AT_ONCE == 0:
                     await asyncio.sleep(0)
                 yield connection_row(connection, channels.get(connection.facts.listener), now=self._clock())
+            journal = self._broker.journal
+            for number, request in enumerate(list(journal.requests)):
+                if number % _ROWS_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+                yield request_row(
+                    request,
+                    channels.get(request.listener or ""),
+                    seconds=journal.stopwatch() - request.began,
+                    wall_now=self._wall_clock(),
+                )
 
         return await _listing("connections", rows(), query)
 
@@ -195,6 +205,8 @@ class Admin:
                 log.info("connection %s on %s is disconnected by an operator", facts.tracking_id, facts.path)
                 connection.close(ClosedByOperator(tracking_id=facts.tracking_id))
                 return json_answer(200, {"disconnected": what})
+        if any(request.admitted.tracking_id == what for request in self._broker.journal.requests):
+            return _error(409, f"{_short(what)} is an HTTP request, which ends by itself within response_timeout")
         return _error(404, f"there is no connection {_short(what)}: see GET /connections")
 
     # -- levels of the log

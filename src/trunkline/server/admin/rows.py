@@ -1,4 +1,6 @@
-"""What is shown of a listener and of a connection: one JSON object each, made of what the relay keeps anyway.
+"""What is shown of a listener, a connection and a plain HTTP request in flight: one JSON object each.
+
+It is made of what the relay keeps anyway.
 
 Moments are in UTC (ISO 8601), durations in seconds; durations are measured here, so a reader's clock does not matter.
 `null` is what is not known. No key, token or secret of a rendezvous is in a row.
@@ -11,6 +13,7 @@ from datetime import UTC, datetime
 from trunkline.protocol.splice import Side
 from trunkline.server.relay.control_channel import ControlChannel
 from trunkline.server.relay.listeners import Standing
+from trunkline.server.relay.request_record import RequestRecord
 from trunkline.server.relay.splicing import Connection
 
 Row = dict[str, object]
@@ -85,6 +88,7 @@ def connection_row(connection: Connection, listener: ControlChannel | None, *, n
         "namespace": namespace,
         "entity": entity,
         "state": "half-closed" if splice.is_half_closed else "open",
+        "method": None,
         "since": _moment(facts.began_at),
         "seconds": _seconds(now - connection.started_at),
         "idle_seconds": _seconds(now - splice.received_at),
@@ -101,6 +105,41 @@ def connection_row(connection: Connection, listener: ControlChannel | None, *, n
         "to_listener": to_listener,
         "to_sender": to_sender,
         "tracking_id": facts.tracking_id,
+    }
+
+
+def request_row(record: RequestRecord, listener: ControlChannel | None, *, seconds: float, wall_now: float) -> Row:
+    """A plain HTTP request in flight, in the form of a connection. Its path and query are the sender's alone.
+
+    Args:
+        record: what the journal knows of it.
+        listener: the control channel of its listener, while there is one.
+        seconds: for how long it has been in flight.
+        wall_now: this moment, in seconds since the epoch.
+    """
+    admitted, exchange = record.admitted, record.exchange
+    return {
+        "id": admitted.tracking_id,
+        "namespace": admitted.namespace.name,
+        "entity": admitted.entity.name,
+        "state": record.state,
+        "method": exchange.head.method,
+        "since": _moment(wall_now - seconds),
+        "seconds": _seconds(seconds),
+        "idle_seconds": None,
+        "sender": {
+            "remote": _address(exchange.remote),
+            "client": exchange.head.user_agent,
+            "rule": None if admitted.grant is None else admitted.grant.rule,
+        },
+        "listener": {
+            "id": record.listener,
+            "remote": None if listener is None else _address(listener.facts.remote),
+            "client": None if listener is None else listener.facts.user_agent,
+        },
+        "to_listener": {"messages": None, "bytes": record.to_listener, "bytes_per_second": None},
+        "to_sender": {"messages": None, "bytes": record.to_sender, "bytes_per_second": None},
+        "tracking_id": admitted.tracking_id,
     }
 
 

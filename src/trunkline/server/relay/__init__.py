@@ -11,6 +11,7 @@
     splicing         the established connection
     legs             its two WebSockets
     journal          counts and tells what the broker says has happened
+    request_record   what is known of a plain HTTP request in flight
     readings         what all of them hold now, as metrics
     sockets          what all of them share with the system: the receive buffer, keepalive, lost peers, descriptors
 

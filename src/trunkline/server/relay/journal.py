@@ -27,6 +27,7 @@ from trunkline.server.metrics import Tallies, Tally
 from trunkline.server.relay.admission import Admitted, Subject, address_of
 from trunkline.server.relay.control_channel import ControlChannel
 from trunkline.server.relay.frontend import Exchange
+from trunkline.server.relay.request_record import RequestRecord
 from trunkline.server.relay.splicing import Connection
 
 log = logging.getLogger("trunkline.relay")
@@ -35,6 +36,7 @@ log = logging.getLogger("trunkline.relay")
 REFUSALS_TOLD = 10
 
 _WEBSOCKET = "websocket"
+_HTTP = "http"
 
 _WHO = {Action.LISTEN: "listener", Action.CONNECT: "sender"}
 
@@ -45,7 +47,9 @@ SPAN_ATTRIBUTES: Mapping[str, str] = {
     "relay.namespace": "name of the namespace",
     "relay.entity": "name of the hybrid connection",
     "relay.rule": "authorization rule that let the sender in; not there for an anonymous one",
-    "relay.outcome": "joined, rejected (by the listener), refused (by the relay) or left (the sender did)",
+    "relay.outcome": "joined, or of a plain HTTP request answered; rejected (by the listener), refused (by the relay),"
+    " left (the sender did) or cut (an answer that had begun was not finished)",
+    "http.request.method": "of a plain HTTP request; not there for a WebSocket",
     "http.response.status_code": "what the sender was answered; not there when it left",
     "error.type": "name of the error that it was refused with",
 }
@@ -53,18 +57,20 @@ SPAN_ATTRIBUTES: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Sought:
-    """One sender for whom a listener was sought, when that is over."""
+    """One sender for whom a listener was sought, when that is over; a plain HTTP request when its answer is."""
 
     admitted: Admitted
     # Seconds since the epoch, and seconds.
     began_at: float
     lasted: float
-    # joined, rejected, refused or left.
+    # joined, answered, rejected, refused, left or cut.
     outcome: str
     # HTTP status that the sender got; None when it left.
     status: int | None
     # Name of the error that it was refused with, as the metrics have it.
     error: str | None = None
+    # Of a plain HTTP request.
+    method: str | None = None
 
     @property
     def attributes(self) -> dict[str, str | int]:
@@ -76,6 +82,7 @@ class Sought:
             "relay.entity": admitted.entity.name,
             "relay.rule": None if admitted.grant is None else admitted.grant.rule,
             "relay.outcome": self.outcome,
+            "http.request.method": self.method,
             "http.response.status_code": self.status,
             "error.type": self.error,
         }
@@ -107,6 +114,8 @@ class Journal:
         self._throttle = logs.Throttle(REFUSALS_TOLD, stopwatch)
         #: Called with each sender whose search is over; None: nobody wants it.
         self.on_sought: Callable[[Sought], None] | None = None
+        #: Plain HTTP requests in flight.
+        self.requests: set[RequestRecord] = set()
 
     def __repr__(self) -> str:
         return f"<Journal {self._tallies!r}>"
@@ -269,6 +278,119 @@ class Journal:
             reason=reason,
         )
 
+    # -- plain HTTP requests
+
+    def request_began(self, admitted: Admitted, exchange: Exchange) -> RequestRecord:
+        """It was let in, and a listener is sought. One of the last four below ends what this begins."""
+        record = RequestRecord(admitted, exchange, self.stopwatch())
+        self.requests.add(record)
+        if log.isEnabledFor(logs.SENDER_SENT_HTTP_REQUEST.level):
+            logs.write(
+                log,
+                logs.SENDER_SENT_HTTP_REQUEST,
+                f"request {_named(record)} seeks a listener",
+                **_of_request(record),
+            )
+        return record
+
+    def request_told(self, record: RequestRecord, listener: str) -> None:
+        """A listener was told of it."""
+        record.listener = listener
+        if log.isEnabledFor(logs.MESSAGE_SENT_TO_LISTENER.level):
+            logs.write(
+                log,
+                logs.MESSAGE_SENT_TO_LISTENER,
+                f"request {_named(record)} went to listener {listener}",
+                **_of_request(record),
+            )
+
+    def request_timed_out(self, record: RequestRecord) -> None:
+        """The listener that was told of it did not answer in time; another is sought, or `request_refused` follows."""
+        if not self._throttle.lets(f"{logs.LISTENER_ACCEPTING_REQUEST_TIMEOUT.name} no_response"):
+            return
+        waited = self.stopwatch() - record.began
+        logs.write(
+            log,
+            logs.LISTENER_ACCEPTING_REQUEST_TIMEOUT,
+            f"listener {record.listener} did not answer request {_named(record)} in {waited:.1f} s",
+            **_of_request(record),
+            duration=round(waited, 3),
+        )
+
+    def request_answered(self, record: RequestRecord, status: int) -> None:
+        """The head of the listener's answer goes to the sender."""
+        record.status = status
+        record.answered = self.stopwatch()
+        tally = self._tally_of(record.admitted.entity.key)
+        tally.add(metrics.SENDER_CONNECTIONS, "success", _HTTP)
+        tally.observe(metrics.HTTP_REQUEST_SECONDS, record.answered - record.began)
+
+    def request_ended(self, record: RequestRecord) -> None:
+        """The answer is whole."""
+        status = record.status or 0
+        lasted = self._request_over(record, f"{min(max(status // 100, 2), 5)}xx")
+        self._sought(record.admitted, lasted, "answered", status, method=record.exchange.head.method)
+        if log.isEnabledFor(logs.LISTENER_SENT_HTTP_RESPONSE.level):
+            logs.write(
+                log,
+                logs.LISTENER_SENT_HTTP_RESPONSE,
+                f"request {_named(record)} was answered {status} by listener {record.listener} in"
+                f" {lasted * 1000:.1f} ms, {record.to_listener} bytes to it and {record.to_sender} back",
+                **_of_request(record),
+                duration=round(lasted, 6),
+                bytesToListener=record.to_listener,
+                bytesToSender=record.to_sender,
+                status=status,
+            )
+
+    def request_refused(self, record: RequestRecord, error: RelayError) -> None:
+        """The relay answers it with an error; `refused` follows, and counts what became of it."""
+        lasted = self._request_over(record, None)
+        method = record.exchange.head.method
+        self._sought(record.admitted, lasted, "refused", error.status, metrics.reason_of(error), method)
+
+    def request_left(self, record: RequestRecord) -> None:
+        """The sender went before its answer was whole."""
+        self._request_failed(record, "left", "the sender left")
+
+    def request_cut(self, record: RequestRecord, reason: str) -> None:
+        """The answer has begun and cannot be finished."""
+        self._request_failed(record, "cut", reason)
+
+    def _request_failed(self, record: RequestRecord, outcome: str, reason: str) -> None:
+        lasted = self._request_over(record, outcome)
+        if record.answered is None:
+            self._tally_of(record.admitted.entity.key).add(metrics.SENDER_CONNECTIONS, "client_error", _HTTP)
+        self._sought(record.admitted, lasted, outcome, record.status, method=record.exchange.head.method)
+        operation = logs.LISTENER_RETURNING_HTTP_RESPONSE_FAILED
+        if not self._throttle.lets(f"{operation.name} {outcome}"):
+            return
+        logs.write(
+            log,
+            operation,
+            f"request {_named(record)} ended after {lasted:.1f} s without all of its answer, {record.to_listener} bytes"
+            f" to the listener and {record.to_sender} back: {clean_phrase(reason)}",
+            **_of_request(record),
+            duration=round(lasted, 3),
+            bytesToListener=record.to_listener,
+            bytesToSender=record.to_sender,
+            cause=outcome,
+            reason=clean_phrase(reason),
+            status=record.status,
+        )
+
+    def _request_over(self, record: RequestRecord, outcome: str | None) -> float:
+        """Count what it was; how many seconds it lasted."""
+        self.requests.discard(record)
+        tally = self._tally_of(record.admitted.entity.key)
+        if outcome is not None:
+            tally.add(metrics.HTTP_REQUESTS, outcome)
+        for direction, count in (("to_listener", record.to_listener), ("to_sender", record.to_sender)):
+            if count:
+                tally.add(metrics.BYTES, direction, by=count)
+                tally.add(metrics.HTTP_BODY_BYTES, direction, by=count)
+        return self.stopwatch() - record.began
+
     # -- refusals
 
     def refused(self, exchange: Exchange, error: RelayError, note: str = "") -> None:
@@ -280,6 +402,9 @@ class Journal:
             tally.add(metrics.LISTENER_CONNECTIONS, _result(error.status))
         elif subject.action is Action.CONNECT:
             tally.add(metrics.SENDER_CONNECTIONS, _result(error.status), _WEBSOCKET)
+        elif subject.is_request:
+            tally.add(metrics.SENDER_CONNECTIONS, _result(error.status), _HTTP)
+            tally.add(metrics.HTTP_REQUESTS, _result(error.status))
         operation = logs.PROCESSING_REQUEST_FAILED
         if isinstance(error, AuthorizationFailed | AccessDenied):
             tally.add(metrics.AUTH_FAILURES_TOTAL, reason)
@@ -341,10 +466,16 @@ class Journal:
     # -- inside
 
     def _sought(
-        self, admitted: Admitted, lasted: float, outcome: str, status: int | None, error: str | None = None
+        self,
+        admitted: Admitted,
+        lasted: float,
+        outcome: str,
+        status: int | None,
+        error: str | None = None,
+        method: str | None = None,
     ) -> None:
         if self.on_sought is not None:
-            self.on_sought(Sought(admitted, self._wall_clock() - lasted, lasted, outcome, status, error))
+            self.on_sought(Sought(admitted, self._wall_clock() - lasted, lasted, outcome, status, error, method))
 
     def _tally_of(self, key: str) -> Tally:
         """Of an entity that existed when its listener or sender came."""
@@ -412,4 +543,18 @@ def _of_sender(admitted: Admitted, exchange: Exchange) -> dict[str, object]:
         "remote": exchange.remote[0],
         "rule": admitted.grant and admitted.grant.rule,
         "client": exchange.head.user_agent,
+    }
+
+
+def _named(record: RequestRecord) -> str:
+    """Without its path: that may hold whatever a client mistook for one."""
+    admitted, exchange = record.admitted, record.exchange
+    return f"{admitted.tracking_id} ({exchange.head.method}) on {admitted.path} from {exchange.remote[0]}"
+
+
+def _of_request(record: RequestRecord) -> dict[str, object]:
+    return {
+        **_of_sender(record.admitted, record.exchange),
+        "method": record.exchange.head.method,
+        "listener": record.listener,
     }

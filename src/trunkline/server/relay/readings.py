@@ -17,6 +17,8 @@ from trunkline.server.relay.broker import Broker
 from trunkline.server.relay.listeners import LocalDirectory
 from trunkline.server.relay.splicing import Splicing
 
+_NOTHING = [0, 0, 0]
+
 
 def held(
     catalog: Catalog, broker: Broker, directory: LocalDirectory, splicing: Splicing, wall_clock: float
@@ -39,6 +41,13 @@ def held(
         sums[1] += to_listener.bytes
         sums[2] += to_sender.messages
         sums[3] += to_sender.bytes
+    # By entity: requests in flight, and bytes of their bodies to the listener and to the sender.
+    requests: dict[str, list[int]] = {}
+    for request in broker.journal.requests:
+        of_entity = requests.setdefault(request.admitted.entity.key, [0, 0, 0])
+        of_entity[0] += 1
+        of_entity[1] += request.to_listener
+        of_entity[2] += request.to_sender
     opened: dict[str, tuple[float, float]] = {}
     for channel in broker.channels:
         at = channel.facts.opened_at
@@ -61,9 +70,14 @@ def held(
                 first, last = opened[key]
                 yield metrics.CONTROL_CHANNEL_AGE, (*labels, "oldest"), max(0.0, wall_clock - first)
                 yield metrics.CONTROL_CHANNEL_AGE, (*labels, "youngest"), max(0.0, wall_clock - last)
-            if key in passed:
-                sums = passed[key]
+            in_flight, body_to_listener, body_to_sender = requests.get(key, _NOTHING)
+            yield metrics.ACTIVE_HTTP_REQUESTS, labels, in_flight
+            if in_flight:
+                yield metrics.HTTP_BODY_BYTES, (*labels, "to_listener"), body_to_listener
+                yield metrics.HTTP_BODY_BYTES, (*labels, "to_sender"), body_to_sender
+            if key in passed or in_flight:
+                sums = passed.get(key, [0, 0, 0, 0])
                 yield metrics.MESSAGES, (*labels, "to_listener"), sums[0]
-                yield metrics.BYTES, (*labels, "to_listener"), sums[1]
+                yield metrics.BYTES, (*labels, "to_listener"), sums[1] + body_to_listener
                 yield metrics.MESSAGES, (*labels, "to_sender"), sums[2]
-                yield metrics.BYTES, (*labels, "to_sender"), sums[3]
+                yield metrics.BYTES, (*labels, "to_sender"), sums[3] + body_to_sender
