@@ -17,9 +17,9 @@ import json
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self, cast
 
 from trunkline.protocol.frames import (
@@ -35,6 +35,7 @@ from trunkline.protocol.frames import (
 from trunkline.protocol.urls import RelayTarget, parse_target
 from trunkline.sdk import Connection, HybridConnectionClient
 
+REQUEST_ID = "5d1a4a7c-9fd0-4a9c-a2f4-5e8b8b1f4c11_G1_G7"
 WITHIN = 5.0  # seconds for anything that must happen
 
 
@@ -95,6 +96,45 @@ class Peer:
         }
         self.send(Opcode.TEXT, json.dumps({"accept": accept}).encode())
 
+    def request(
+        self,
+        address: str,
+        *,
+        id: str = REQUEST_ID,
+        method: str = "GET",
+        target: str = "/orders",
+        headers: Mapping[str, str] = MappingProxyType({}),
+        body: bytes | None = None,
+    ) -> None:
+        """Send a ``request`` command, with its body behind it if there is one."""
+        self.send_command(
+            "request",
+            address=address,
+            id=id,
+            method=method,
+            requestTarget=target,
+            requestHeaders=dict(headers),
+            remoteEndpoint={"address": "192.0.2.7", "port": 4711},
+            body=body is not None,
+        )
+        if body is not None:
+            self.send(Opcode.BINARY, body)
+
+    def send_command(self, name: str, **fields: Any) -> None:
+        """Send any command."""
+        self.send(Opcode.TEXT, json.dumps({name: fields}).encode())
+
+    async def response(self) -> tuple[dict[str, Any], bytes | None]:
+        """The next answer to a request, with its body if it has one."""
+        command = await self.command()
+        assert list(command) == ["response"], command
+        response = command["response"]
+        if not response["body"]:
+            return response, None
+        opcode, body = await self.message()
+        assert opcode is Opcode.BINARY
+        return response, body
+
     async def piece(self) -> Data | Control:
         """The next piece of a message, or control frame."""
         async with asyncio.timeout(WITHIN):
@@ -106,13 +146,13 @@ class Peer:
 
     async def message(self) -> tuple[Opcode, bytes]:
         """The next message, whole; control frames before it are an error."""
-        payload = b""
+        payload = bytearray()
         while True:
             piece = await self.piece()
             assert isinstance(piece, Data), piece
             payload += piece.payload
             if piece.end:
-                return piece.opcode, payload
+                return piece.opcode, bytes(payload)
 
     async def command(self) -> dict[str, Any]:
         """The next command on a control channel."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import trustme
 
 from sdk.fake_clock import FakeClock
+from sdk.listening import RULE, listener_at, online
 from sdk.relay_stub import Peer, RelayStub, until
 from trunkline.protocol import sas
 from trunkline.protocol.errors import (
@@ -32,8 +31,6 @@ from trunkline.sdk import (
     Token,
 )
 
-RULE: dict[str, Any] = {"key_name": "listen", "key": "secret"}
-
 
 class CountedTokens:
     """A token provider whose tokens are numbered and last as long as the test says."""
@@ -49,30 +46,6 @@ class CountedTokens:
             raise self.failures.pop(0)
         self.given += 1
         return Token(f"token-{self.given}", self.clock.time() + self.lifetime)
-
-
-def listener_at(relay: RelayStub, **settings: Any) -> HybridConnectionListener:
-    credentials = {} if "token_provider" in settings else RULE
-    return HybridConnectionListener(relay.address, **credentials, **settings)
-
-
-@asynccontextmanager
-async def online(relay: RelayStub, **settings: Any) -> AsyncIterator[tuple[HybridConnectionListener, Peer]]:
-    """A registered listener and the relay's end of its control channel. The relay answers its Close."""
-    listener = listener_at(relay, **settings)
-    async with asyncio.TaskGroup() as tasks:
-        opening = tasks.create_task(listener.open())
-        control = await relay.next()
-        await control.upgrade()
-        await opening
-    try:
-        yield listener, control
-    finally:
-        relay.abort_all()
-        await listener.close()
-        for connection in listener.connections:
-            connection.abort()
-            await connection.wait_closed()
 
 
 async def accepted(relay: RelayStub, listener: HybridConnectionListener, control: Peer) -> tuple[Connection, Peer]:

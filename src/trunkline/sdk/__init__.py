@@ -10,8 +10,8 @@ In the order data meets them: `endpoint` reads addresses and `tokens` gives toke
 them, through a `proxy` where there is one; `websocket` is the transport and handshake under every leg; `leg` holds
 the rules of a data connection, and `connection` is what applications read and write. `control_channel` runs a
 listener's registration, `incoming` is a sender as the accept handler sees it, `reconnect` decides when to try again.
-Plain HTTP requests are made with somebody else's library: `httpx_auth` and `requests_auth` give them their token, which
-`sender_token` keeps.
+HTTP: `http_service` gives requests to the handler, which sees them as in `relayed_http`; `http_rendezvous` carries
+large ones. They are made with others' libraries: `sender_token` is behind `httpx_auth` and `requests_auth`.
 Errors: `trunkline.protocol.errors`.
 """
 
@@ -26,6 +26,7 @@ from trunkline.sdk.proxy import (
     ProxyUnreachable,
 )
 from trunkline.sdk.reconnect import Retry
+from trunkline.sdk.relayed_http import HttpRequest, HttpResponse, ResponseWriter
 from trunkline.sdk.sender import HybridConnectionClient
 from trunkline.sdk.tokens import EntraTokenProvider, SasTokenProvider, StaticToken, Token, TokenProvider
 
@@ -33,6 +34,8 @@ __all__ = [
     "Connection",
     "ConnectionClosed",
     "EntraTokenProvider",
+    "HttpRequest",
+    "HttpResponse",
     "HybridConnectionClient",
     "HybridConnectionListener",
     "IncomingConnection",
@@ -42,6 +45,7 @@ __all__ = [
     "ProxyError",
     "ProxyRefused",
     "ProxyUnreachable",
+    "ResponseWriter",
     "Retry",
     "SasTokenProvider",
     "StaticToken",

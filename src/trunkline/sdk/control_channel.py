@@ -13,9 +13,10 @@ from trunkline.protocol.control_channel import (
     ListenerControlChannel,
     NeedToken,
     Offered,
+    Requested,
     Send,
 )
-from trunkline.protocol.messages import Accept
+from trunkline.protocol.messages import Accept, Response
 from trunkline.sdk.clock import Clock, Timer
 from trunkline.sdk.tokens import Token
 from trunkline.sdk.websocket import MASKER, Link, masks
@@ -34,6 +35,7 @@ class ControlChannel:
         token: what the channel was opened with.
         heartbeat: seconds between pings; 0 for none.
         offered: called with each sender that the relay offers.
+        requested: called with this channel and each HTTP request that the relay passes on; answer with `respond`.
         need_token: called when a new token is due; answer with `renew`.
     """
 
@@ -45,11 +47,13 @@ class ControlChannel:
         token: Token,
         heartbeat: float,
         offered: Callable[[Accept], None],
+        requested: Callable[[ControlChannel, Requested], None],
         need_token: Callable[[], None],
     ) -> None:
         self._link = link
         self._clock = clock
         self._offered = offered
+        self._requested = requested
         self._need_token = need_token
         self._core = ListenerControlChannel(
             now=clock.monotonic(),
@@ -90,6 +94,15 @@ class ControlChannel:
         """
         self._run(self._core.renew(token.text, self._deadline(token), self._clock.monotonic()))
 
+    def respond(self, response: Response, body: bytes) -> None:
+        """Answer a request; see `ListenerControlChannel.respond`.
+
+        Raises:
+            HeadersTooLarge: the head is longer than a command may be; nothing was sent.
+            ConnectionLost: the channel has ended.
+        """
+        self._run(self._core.respond(response, body))
+
     def data_received(self, data: bytes) -> None:
         """See `trunkline.sdk.websocket.Receiver`."""
         self._run(self._core.receive(data, self._clock.monotonic()))
@@ -119,6 +132,8 @@ class ControlChannel:
             match command:
                 case Send():
                     self._link.write(command.data)
+                case Requested():
+                    self._requested(self, command)
                 case Offered():
                     self._offered(command.accept)
                 case NeedToken():

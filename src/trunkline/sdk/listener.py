@@ -3,6 +3,7 @@
 open() -> register -> online -> (lost: wait, register again) ... -> close()
                         |
                         offer -> accept handler -> rendezvous -> accept() / async for
+                        request -> HTTP handler -> answer        (`trunkline.sdk.http_service`)
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from trunkline.sdk.clock import SYSTEM_CLOCK, Clock
 from trunkline.sdk.connection import MAX_MESSAGE_SIZE, Connection, ConnectionClosed
 from trunkline.sdk.control_channel import ControlChannel
 from trunkline.sdk.endpoint import TLS, read_endpoint
+from trunkline.sdk.http_service import MAX_REQUESTS, HttpHandler, HttpService
 from trunkline.sdk.incoming import IncomingConnection, Rejection
 from trunkline.sdk.proxy import ProxySetting
 from trunkline.sdk.reconnect import Backoff, may_pass
@@ -86,9 +88,12 @@ class HybridConnectionListener:
             ``NO_PROXY`` and so on (see `trunkline.sdk.proxy`); False for none.
         accept_handler: called with each `IncomingConnection` before it is accepted, sync or async. It may call its
             ``reject``, or set its ``subprotocol``. Returning False rejects it with 400; an exception, with 502.
+        http_handler: called with each `HttpRequest` of a sender, in a task of its own; returns an `HttpResponse`, or
+            None after it has answered with ``respond``. Without one, requests are answered with 501.
+        max_requests: HTTP requests in hand at a time; more are answered with 503. None for no limit.
         max_connections: accepted connections at a time; more are rejected with 503. None for no limit.
         backlog: accepted connections that may wait for `accept`; more are rejected with 503.
-        heartbeat: seconds between pings on the control channel and on silent connections; 0 for none.
+        heartbeat: seconds between pings on the control channel and on silent connections and answers; 0 for none.
         connect_timeout: seconds for one attempt to register.
         max_message_size: bytes of the longest message that `Connection.recv` takes; None for no limit.
         on_connecting, on_online, on_offline: called with the listener when its `state` becomes that, sync or async.
@@ -108,6 +113,8 @@ class HybridConnectionListener:
         ssl: TLS = None,
         proxy: ProxySetting = None,
         accept_handler: AcceptHandler | None = None,
+        http_handler: HttpHandler | None = None,
+        max_requests: int | None = MAX_REQUESTS,
         max_connections: int | None = None,
         backlog: int = BACKLOG,
         heartbeat: float = HEARTBEAT,
@@ -137,6 +144,8 @@ class HybridConnectionListener:
             )
         if max_connections is not None and max_connections < 1:
             raise InvalidSetting(f"max_connections is {max_connections}; it must be at least 1, or None")
+        if max_requests is not None and max_requests < 1:
+            raise InvalidSetting(f"max_requests is {max_requests}; it must be at least 1, or None")
         if backlog < 1 or heartbeat < 0:
             raise InvalidSetting("backlog must be at least 1, and heartbeat not negative")
         self._accept_handler = accept_handler
@@ -151,6 +160,9 @@ class HybridConnectionListener:
             ListenerState.OFFLINE: on_offline,
         }
         self._clock = _clock
+        self._http = HttpService(
+            http_handler, endpoint=self._endpoint, clock=_clock, heartbeat=heartbeat, max_requests=max_requests
+        )
         # The same over all reconnects, as in .NET, so that the relay's log shows one listener.
         self._id = str(uuid.uuid4())
         self._state = ListenerState.OFFLINE
@@ -349,9 +361,11 @@ class HybridConnectionListener:
                 for job in self._jobs:
                     job.cancel()
                 self._become(ListenerState.OFFLINE)
+                await self._http.stop()
             if self._channel is not None:
                 await asyncio.shield(self._channel.closed)
         except BaseException:  # cancelled with the whole program
+            self._http.abort()
             if self._channel is not None:
                 self._channel.abort()
             raise
@@ -388,6 +402,7 @@ class HybridConnectionListener:
                 since = self._clock.monotonic()
                 self._become(ListenerState.ONLINE)
                 ended = await asyncio.shield(self._channel.ended)
+                self._http.channel_ended(self._channel)
                 if self._closing:
                     return
                 self._channel = None
@@ -420,6 +435,7 @@ class HybridConnectionListener:
             token=token,
             heartbeat=self._heartbeat,
             offered=self._offered,
+            requested=self._http.requested,
             need_token=self._need_token,
         )
 

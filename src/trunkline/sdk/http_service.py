@@ -1,0 +1,307 @@
+"""The requests of one listener: each is given to the handler in a task of its own, and its answer to the relay.
+
+    control channel -> requested() -> (fetch from its rendezvous) -> handler -> HttpResponse -> relay
+
+Nothing that happens to one request concerns the others. At most ``max_requests`` are in hand at a time; one more is
+answered with 503 at once, because a queue would hold senders without saying so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine
+from dataclasses import replace
+
+from trunkline.protocol.control_channel import Requested
+from trunkline.protocol.errors import ConnectionLost, MessageTooLarge, RelayError
+from trunkline.protocol.limits import CONTROL_BODY_LIMIT
+from trunkline.protocol.messages import Request, Response
+from trunkline.sdk.clock import Clock, Timer
+from trunkline.sdk.control_channel import ControlChannel
+from trunkline.sdk.endpoint import Endpoint
+from trunkline.sdk.http_rendezvous import HttpLeg
+from trunkline.sdk.relayed_http import HttpRequest, HttpResponse, ResponseWriter, error_answer, has_header
+from trunkline.sdk.websocket import dial
+
+log = logging.getLogger("trunkline.sdk.listener")
+
+#: Requests in hand at a time unless told otherwise.
+MAX_REQUESTS = 1_024
+#: Seconds that an answer may be held, to go over the control channel if it is whole by then.
+FLUSH_AFTER = 0.02
+#: Seconds for going to a rendezvous, and for the request to come there.
+RENDEZVOUS_TIMEOUT = 30.0
+#: Seconds between two looks at the rendezvous that are open.
+_SWEEP = 1.0
+#: Seconds that `stop` leaves to answers on their last way.
+_LAST_WAY = 6.0
+
+HttpHandler = Callable[[HttpRequest], Awaitable[HttpResponse | None]]
+
+# The words of .NET, which Microsoft's own tests look for.
+_NO_HANDLER = (501, "RequestHandler has not been configured")
+_OVERLOADED = (503, "The listener is overloaded: it has as many requests as it takes")
+_FAILED = (500, "The request handler of the listener failed")
+
+
+class HttpService:
+    """Serves what a listener's control channels bring.
+
+    Args:
+        handler: answers a request; None answers all of them with 501.
+        endpoint: the hybrid connection, with the settings for dialling.
+        clock: for its timers.
+        heartbeat: seconds between pings on a silent rendezvous; 0 for none.
+        max_requests: requests in hand at a time; None for no limit.
+    """
+
+    def __init__(
+        self,
+        handler: HttpHandler | None,
+        *,
+        endpoint: Endpoint,
+        clock: Clock,
+        heartbeat: float,
+        max_requests: int | None,
+    ) -> None:
+        self._handler = handler
+        self._endpoint = endpoint
+        self._clock = clock
+        self._heartbeat = heartbeat
+        self._max_requests = max_requests
+        # Requests whose handler runs, and how many are in hand, those that are being fetched too.
+        self._requests: set[HttpRequest] = set()
+        self._in_hand = 0
+        # Everything that runs: handlers, fetches of requests, openings of rendezvous.
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._legs: set[HttpLeg] = set()
+        self._sweeper: Timer | None = None
+        # Answers that are held, with the time at which that ends; one timer for all, because all wait equally long.
+        self._held: deque[tuple[float, ResponseWriter]] = deque()
+        self._flusher: Timer | None = None
+        self._stopping = False
+
+    def __repr__(self) -> str:
+        return f"<HttpService requests={self._in_hand} rendezvous={len(self._legs)}>"
+
+    # --- requests ---------------------------------------------------------------------------------------------
+
+    def requested(self, channel: ControlChannel, requested: Requested) -> None:
+        """A control channel brings a request."""
+        command = requested.request
+        refusal = self._refusal()
+        if command.method is None:
+            _ = self.spawn(self._fetch(channel, command, refusal))
+        elif refusal is not None:
+            with contextlib.suppress(ConnectionLost):
+                channel.respond(*error_answer(command, *refusal, refusal[1]))
+        else:
+            self._in_hand += 1
+            _ = self.spawn(self._serve(self._request(channel, command, requested.body or b"", None)))
+
+    def channel_ended(self, channel: ControlChannel) -> None:
+        """The relay has given up what it asked for on `channel` and what has no rendezvous."""
+        for request in [each for each in self._requests if each._channel is channel]:
+            if request._leg is None and (request._writer is None or request._writer._leg is None):
+                request._lose()
+
+    def _refusal(self) -> tuple[int, str] | None:
+        if self._handler is None:
+            return _NO_HANDLER
+        if self._max_requests is not None and self._in_hand >= self._max_requests:
+            log.warning("%s: a request was refused: max_requests is %d", self._endpoint, self._max_requests)
+            return _OVERLOADED
+        return None
+
+    def _request(self, channel: ControlChannel, command: Request, body: bytes, leg: HttpLeg | None) -> HttpRequest:
+        return HttpRequest(command, body, leg, channel=channel, entity=self._endpoint.path, way=self)
+
+    async def _fetch(self, channel: ControlChannel, told: Request, refusal: tuple[int, str] | None) -> None:
+        """Get the request that the relay told of from its rendezvous, and serve it there."""
+        self._in_hand += refusal is None
+        leg = None
+        try:
+            async with asyncio.timeout(RENDEZVOUS_TIMEOUT):
+                leg = await self.dial(told.address, told.id)
+                command = await leg.request()
+            if refusal is not None:
+                leg.answer(*error_answer(command, *refusal, refusal[1]))
+                return
+        except (RelayError, OSError) as error:  # the sender may have left meanwhile
+            log.warning("%s: the request %s cannot be fetched: %s", self._endpoint, told.id, error)
+            self._in_hand -= refusal is None
+            if leg is not None:
+                leg.close(1011, "The request did not come in time")
+            return
+        await self._serve(self._request(channel, command, b"", leg))
+
+    async def _serve(self, request: HttpRequest) -> None:
+        """Ask the handler and send its answer."""
+        assert self._handler is not None
+        self._requests.add(request)
+        try:
+            answer = await self._handler(request)
+            if answer is not None:
+                await self._answer(request, answer)
+            elif request._writer is None:
+                log.error("The request handler gave no answer to %r", request)
+                self._fail(request, *_FAILED)
+            elif not request._writer._ended:
+                await request._writer.end()
+        except asyncio.CancelledError:
+            self._fail(request, 503, "The listener closes")
+            if self._stopping or not request._gone:
+                raise
+        except ConnectionLost as error:
+            self._fail(request, *_FAILED)
+            log.info("%r: %s", request, error)
+        except MessageTooLarge as error:
+            log.info("%r: %s", request, error)
+            self._fail(request, error.status, error.message)
+        except Exception:
+            log.exception("The request handler failed for %r", request)
+            self._fail(request, *_FAILED)
+        finally:
+            self._requests.discard(request)
+            self._in_hand -= 1
+
+    async def _answer(self, request: HttpRequest, answer: HttpResponse) -> None:
+        if request._writer is not None:
+            raise RuntimeError("The request handler has called respond and has returned an HttpResponse too")
+        body = answer.body
+        if not isinstance(body, bytes):
+            await self._stream(request, answer, body)
+            return
+        headers = answer.headers
+        if request.method == "HEAD" and body and not has_header(headers, "content-length"):
+            headers += (("Content-Length", str(len(body))),)
+        response = request._head(answer.status, headers, answer.reason)
+        if not response.body:
+            body = b""
+        if len(body) <= CONTROL_BODY_LIMIT:
+            self._send(request, response if body else replace(response, body=False), body)
+            return
+        writer = await request.respond(answer.status, headers, reason=answer.reason, length=len(body))
+        await writer.end(body)
+
+    async def _stream(self, request: HttpRequest, answer: HttpResponse, pieces: AsyncIterable[bytes]) -> None:
+        """Send the pieces as they come. When the sender leaves, the iteration is cancelled."""
+        async with contextlib.AsyncExitStack() as stack:
+            if isinstance(pieces, AsyncGenerator):
+                await stack.enter_async_context(contextlib.aclosing(pieces))
+            writer = await request.respond(answer.status, answer.headers, reason=answer.reason)
+            if writer._response.body:
+                request._on_gone = asyncio.current_task()
+                async for piece in pieces:
+                    await writer.write(piece)
+                request._on_gone = None
+            await writer.end()
+
+    def _fail(self, request: HttpRequest, status: int, words: str) -> None:
+        """End a request whose handler did not answer it."""
+        writer = request._writer
+        if writer is not None:
+            if not writer._ended:
+                writer._break_off(status, words)
+            return
+        with contextlib.suppress(ConnectionLost):
+            self._send(request, *error_answer(request._command, status, words))
+
+    def _send(self, request: HttpRequest, response: Response, body: bytes) -> None:
+        """Send a whole small answer."""
+        if request._leg is not None:
+            request._leg.answer(response, body)
+        else:
+            self.respond(request, response, body)
+
+    # --- ways out: see `trunkline.sdk.relayed_http.Way` ---------------------------------------------------------
+
+    def respond(self, request: HttpRequest, response: Response, body: bytes) -> None:
+        """Answer on the control channel that brought the request."""
+        channel = request._channel
+        assert isinstance(channel, ControlChannel)
+        channel.respond(response, body)
+
+    async def dial(self, address: str, tracking_id: str) -> HttpLeg:
+        """Go to the rendezvous of a request. No token goes along: the address itself is the permission."""
+        link, _ = await dial(
+            address,
+            timeout=RENDEZVOUS_TIMEOUT,
+            ssl=self._endpoint.ssl,
+            proxy=self._endpoint.proxy,
+            clock=self._clock,
+        )
+        leg = HttpLeg(link, clock=self._clock, tracking_id=tracking_id, heartbeat=self._heartbeat)
+        self._legs.add(leg)
+        leg.closed.add_done_callback(lambda _: self._legs.discard(leg))
+        if self._sweeper is None:
+            self._sweeper = self._clock.call_later(_SWEEP, self._sweep)
+        return leg
+
+    def spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Run `work` in a task, which `stop` ends; at once, as far as it need not wait, where Python can (3.12)."""
+        loop = asyncio.get_running_loop()
+        if sys.version_info >= (3, 12):
+            task = asyncio.Task(work, loop=loop, eager_start=True)
+        else:
+            task = loop.create_task(work)
+        if not task.done():
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return task
+
+    def hold(self, writer: ResponseWriter) -> None:
+        """Let an answer go over the rendezvous if it is not whole soon."""
+        self._held.append((self._clock.monotonic() + FLUSH_AFTER, writer))
+        if self._flusher is None:
+            self._flusher = self._clock.call_later(FLUSH_AFTER, self._flush)
+
+    def _flush(self) -> None:
+        self._flusher = None
+        now = self._clock.monotonic()
+        while self._held:
+            due, writer = self._held[0]
+            if due <= now:
+                self._held.popleft()
+                writer._flush()
+            else:
+                self._flusher = self._clock.call_later(due - now, self._flush)
+                return
+
+    def _sweep(self) -> None:
+        self._sweeper = self._clock.call_later(_SWEEP, self._sweep) if self._legs else None
+        for leg in tuple(self._legs):
+            leg.tick()
+
+    # --- the end ----------------------------------------------------------------------------------------------
+
+    async def drained(self) -> None:
+        """Wait until no request is in hand and no answer on its way. Those that come meanwhile are waited for too."""
+        while self._tasks or self._legs:
+            await asyncio.wait([*self._tasks, *(leg.closed for leg in self._legs)])
+
+    async def stop(self) -> None:
+        """End what is in hand. Answers that are whole get a moment for their last way."""
+        self._stopping = True
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        if self._legs:
+            await asyncio.wait([leg.closed for leg in self._legs], timeout=_LAST_WAY)
+        self.abort()
+
+    def abort(self) -> None:
+        """End everything at once."""
+        self._stopping = True
+        for task in self._tasks:
+            task.cancel()
+        for leg in self._legs:
+            leg.abort()
+        for timer in (self._sweeper, self._flusher):
+            if timer is not None:
+                timer.cancel()

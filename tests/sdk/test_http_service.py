@@ -1,0 +1,299 @@
+"""HTTP requests against a relay that does what the test says; time is the test's too."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from sdk.fake_clock import FakeClock
+from sdk.listening import online
+from sdk.relay_stub import REQUEST_ID, Peer, RelayStub
+from trunkline.protocol.frames import Data, Opcode
+from trunkline.sdk import HttpRequest, HttpResponse
+from trunkline.sdk.http_service import FLUSH_AFTER
+
+BIG = bytes(range(256)) * 1200  # more than the control channel takes, and than one piece
+
+
+async def hello(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(200, b"hello")
+
+
+def address(relay: RelayStub) -> str:
+    return f"{relay.base}/$hc/orders?sb-hc-action=request&sb-hc-id={REQUEST_ID}&sb-hc-rendezvous=secret"
+
+
+async def arrived(relay: RelayStub) -> Peer:
+    """The listener's WebSocket for a request."""
+    leg = await relay.next()
+    assert leg.target.action == "request"
+    assert "servicebusauthorization" not in leg.headers
+    await leg.upgrade()
+    return leg
+
+
+async def told(relay: RelayStub, control: Peer, **request: Any) -> Peer:
+    """A request of which the control channel only tells; the leg on which it is given."""
+    control.send_command("request", address=address(relay), id=REQUEST_ID)
+    leg = await arrived(relay)
+    leg.request(address(relay), **request)
+    return leg
+
+
+def phrases(response: dict[str, Any]) -> tuple[int, str | None]:
+    return response["statusCode"], response.get("statusDescription")
+
+
+# --- over the control channel ---------------------------------------------------------------------------------
+
+
+async def test_handler_sees_the_request_and_its_answer_reaches_the_relay() -> None:
+    seen: list[HttpRequest] = []
+
+    async def handler(request: HttpRequest) -> HttpResponse:
+        seen.append(request)
+        body = await request.read()
+        assert await request.read() == b""
+        return HttpResponse(201, body[::-1], headers={"X-A": "b"}, reason="Made\r\nso")
+
+    async with RelayStub() as relay, online(relay, http_handler=handler) as (_, control):
+        headers = {"Host": "relay", "X-Token": "t"}
+        control.request(address(relay), method="POST", target="/orders/a b/?x=1&y", headers=headers, body=b"some bytes")
+        response, body = await control.response()
+        assert (response, body) == (
+            {
+                "requestId": REQUEST_ID,
+                "statusCode": 201,
+                "statusDescription": "Made  so",
+                "responseHeaders": {"X-A": "b"},
+                "body": True,
+            },
+            b"setyb emos",
+        )
+        [request] = seen
+        assert (request.method, request.target, request.path) == ("POST", "/orders/a b/?x=1&y", "/orders/a b/")
+        assert (request.suffix, request.query, request.entity) == ("a b/", "x=1&y", "orders")
+        assert request.headers == headers and request.headers["x-token"] == "t"
+        assert request.remote_address == ("192.0.2.7", 4711)
+        assert request.tracking_id == REQUEST_ID
+        assert repr(request) == f"<HttpRequest POST '/orders/a b/' id={REQUEST_ID}>"
+        assert relay.idle()
+
+
+@pytest.mark.parametrize(
+    ("method", "answer", "headers"),
+    [
+        ("GET", HttpResponse(200), {}),
+        ("GET", HttpResponse(204, b"dropped"), {}),
+        ("GET", HttpResponse(304, b"dropped", headers={"ETag": "e"}), {"ETag": "e"}),
+        ("HEAD", HttpResponse(200, b"12345"), {"Content-Length": "5"}),
+        ("HEAD", HttpResponse(200, b"12345", headers={"content-length": "9"}), {"content-length": "9"}),
+        ("HEAD", HttpResponse(200, BIG), {"Content-Length": str(len(BIG))}),
+    ],
+)
+async def test_answer_without_a_body_announces_none(method: str, answer: HttpResponse, headers: dict[str, str]) -> None:
+    async def handler(request: HttpRequest) -> HttpResponse:
+        return answer
+
+    async with RelayStub() as relay, online(relay, http_handler=handler) as (_, control):
+        control.request(address(relay), method=method)
+        response, body = await control.response()
+        assert (response["statusCode"], response["responseHeaders"], body) == (answer.status, headers, None)
+        control.request(address(relay), method=method)  # and nothing came behind it
+        assert (await control.response())[0]["statusCode"] == answer.status
+
+
+async def test_listener_without_a_handler_answers_501_in_the_words_of_dot_net() -> None:
+    async with RelayStub() as relay, online(relay) as (_, control):
+        control.request(address(relay), body=b"body")
+        response, body = await control.response()
+        assert phrases(response) == (501, "RequestHandler has not been configured")
+        assert body == f"RequestHandler has not been configured. TrackingId:{REQUEST_ID}\n".encode()
+        control.request(address(relay), method="HEAD")
+        response, body = await control.response()
+        assert (response["statusCode"], body) == (501, None)
+
+
+async def fails(request: HttpRequest) -> HttpResponse:
+    raise ValueError("a fault of the application")
+
+
+async def says_nothing(request: HttpRequest) -> None:
+    return None
+
+
+async def answers_twice(request: HttpRequest) -> HttpResponse:
+    await request.respond(200)
+    return HttpResponse()
+
+
+async def sends_a_header_of_64_kib(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(headers={"A": "b" * 65_536})
+
+
+async def fails_after_it_began(request: HttpRequest) -> None:
+    answer = await request.respond(200)
+    await answer.write(b"part")
+    raise ValueError("a fault of the application")
+
+
+@pytest.mark.parametrize(
+    "handler", [fails, says_nothing, answers_twice, sends_a_header_of_64_kib, fails_after_it_began]
+)
+async def test_handler_that_fails_gives_500_and_harms_nobody_else(
+    handler: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def sometimes(request: HttpRequest) -> HttpResponse | None:
+        result = await (hello if request.suffix == "good" else handler)(request)
+        assert result is None or isinstance(result, HttpResponse)
+        return result
+
+    async with RelayStub() as relay, online(relay, http_handler=sometimes) as (_, control):
+        control.request(address(relay))
+        control.request(address(relay), target="/orders/good")
+        answers = [await control.response(), await control.response()]
+        # Where a task begins to run at once (Python 3.12), in their order.
+        answers.sort(key=lambda answer: answer[0]["statusCode"])
+        assert answers[0][1] == b"hello"
+        assert answers[1][0]["statusCode"] == 500
+        assert answers[1][1] == f"The request handler of the listener failed. TrackingId:{REQUEST_ID}\n".encode()
+    assert [record.levelname for record in caplog.records if "handler" in record.getMessage()] == ["ERROR"]
+    assert "secret" not in caplog.text
+
+
+async def test_body_longer_than_a_handler_reads_gives_413() -> None:
+    async def handler(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(200, await request.read(4))
+
+    async with RelayStub() as relay, online(relay, http_handler=handler) as (_, control):
+        control.request(address(relay), method="PUT", body=b"12345")
+        assert (await control.response())[0]["statusCode"] == 413
+        control.request(address(relay), method="PUT", body=b"1234")
+        assert (await control.response())[1] == b"1234"
+
+
+async def test_request_beyond_max_requests_gets_503_and_the_next_one_is_served() -> None:
+    go = asyncio.Event()
+
+    async def handler(request: HttpRequest) -> HttpResponse:
+        await go.wait()
+        return HttpResponse(200)
+
+    async with RelayStub() as relay, online(relay, http_handler=handler, max_requests=1) as (_, control):
+        control.request(address(relay), id=REQUEST_ID)
+        control.request(address(relay), id="6d1a4a7c-9fd0-4a9c-a2f4-5e8b8b1f4c11")
+        response, _ = await control.response()
+        assert (response["requestId"][0], response["statusCode"]) == ("6", 503)
+        leg = await told(relay, control, method="POST", body=b"x")
+        response, _ = await leg.response()
+        assert response["statusCode"] == 503
+        assert (await leg.close_frame()).code == 1000
+        leg.send_close()
+        go.set()
+        assert (await control.response())[0]["statusCode"] == 200
+        control.request(address(relay))
+        assert (await control.response())[0]["statusCode"] == 200
+
+
+# --- over the rendezvous --------------------------------------------------------------------------------------
+
+
+async def test_long_answer_goes_over_the_rendezvous() -> None:
+    async def handler(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(200, BIG, headers={"A": "b"})
+
+    async with RelayStub() as relay, online(relay, http_handler=handler) as (_, control):
+        control.request(address(relay))
+        leg = await arrived(relay)
+        response, body = await leg.response()
+        assert response == {
+            "requestId": REQUEST_ID,
+            "statusCode": 200,
+            "responseHeaders": {"A": "b", "Content-Length": str(len(BIG))},
+            "body": True,
+        }
+        assert body == BIG
+        assert (await leg.close_frame()).code == 1000
+        leg.send_close()
+        await leg.eof()
+
+
+async def pieces_of(*pieces: bytes) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
+async def test_streamed_answer_that_is_small_and_ends_soon_goes_over_the_control_channel() -> None:
+    async def handler(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(200, pieces_of(b"a", b"", b"b"))
+
+    clock = FakeClock()
+    async with RelayStub() as relay, online(relay, http_handler=handler, _clock=clock, heartbeat=0) as (_, control):
+        control.request(address(relay))
+        assert (await control.response())[1] == b"ab"
+        control.request(address(relay), method="HEAD")
+        assert (await control.response())[1] is None
+        clock.advance(FLUSH_AFTER)
+        assert relay.idle()
+
+
+async def test_answer_that_is_held_up_goes_out_as_it_comes() -> None:
+    more: asyncio.Queue[bytes] = asyncio.Queue()
+    held = asyncio.Event()
+
+    async def handler(request: HttpRequest) -> None:
+        answer = await request.respond(200, {"Content-Type": "text/event-stream"})
+        await answer.write(b"first")
+        assert repr(answer) == f"<ResponseWriter 200 HELD of {request!r}>"
+        held.set()
+        while event := await more.get():
+            await answer.write(event)
+        await answer.end()
+
+    clock = FakeClock()
+    async with RelayStub() as relay, online(relay, http_handler=handler, _clock=clock, heartbeat=0) as (_, control):
+        control.request(address(relay))
+        await held.wait()
+        clock.advance(FLUSH_AFTER)
+        leg = await arrived(relay)
+        assert (await leg.command())["response"]["body"] is True
+        assert await leg.piece() == Data(Opcode.BINARY, b"first", False)
+        for event in (b"second", b"third"):
+            more.put_nowait(event)
+            assert await leg.piece() == Data(Opcode.BINARY, event, False)
+        more.put_nowait(b"")
+        assert await leg.piece() == Data(Opcode.BINARY, b"", True)
+        assert (await leg.close_frame()).code == 1000
+        leg.send_close()
+        await leg.eof()
+
+
+async def test_request_that_is_told_of_is_fetched_and_answered_on_its_own_leg() -> None:
+    async def handler(request: HttpRequest) -> HttpResponse:
+        assert request.method == "PUT" and request.suffix == "x"
+        return HttpResponse(200, b"".join([piece async for piece in request]))
+
+    async with RelayStub() as relay, online(relay, http_handler=handler) as (_, control):
+        leg = await told(relay, control, method="PUT", target="/orders/x", body=BIG)
+        response, body = await leg.response()
+        assert (response["statusCode"], body) == (200, BIG)
+        assert (await leg.close_frame()).code == 1000
+        leg.send_close()
+        await leg.eof()
+        assert relay.idle()
+
+
+async def test_early_answer_goes_out_before_the_body_was_read() -> None:
+    async def handler(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(403, b"no")
+
+    async with RelayStub() as relay, online(relay, http_handler=handler) as (_, control):
+        control.send_command("request", address=address(relay), id=REQUEST_ID)
+        leg = await arrived(relay)
+        leg.request(address(relay), method="PUT", body=None)
+        response, body = await leg.response()
+        assert (response["statusCode"], body) == (403, b"no")
+        assert (await leg.close_frame()).code == 1000
