@@ -242,7 +242,7 @@ def request_head(data: bytes) -> None:
     except RelayError as error:
         hides_secret(error)
         return
-    assert sum(name.lower() == "host" for name, _ in head.headers) == 1
+    assert sum(name.lower() == "host" for name, _ in head.headers) in ((1,) if head.version == "1.1" else (0, 1))
     for text in (head.target, *(part for header in head.headers for part in header)):
         assert not set("\r\n\0") & set(text)
     if head.is_websocket:

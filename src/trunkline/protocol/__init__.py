@@ -1,6 +1,7 @@
 """The protocol core: data and state machines, no I/O. In the order data meets the pieces:
 
     proxy_protocol     whose connection it is that a proxy passes on
+    http_body          which body a request has, and its bytes
     urls               what a request target asks for; the addresses handed out
     connection_string  where an entity is, and with which key
     sas                shared access signatures: made, read, checked

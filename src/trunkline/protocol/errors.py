@@ -30,6 +30,8 @@
     ├── BadGateway                    502 1011   the other side answered nonsense
     ├── ServerBusy                    503 1001   the node starts, drains or is overloaded
     ├── InternalError                 500 1011   a fault of the relay
+    ├── UnsupportedRequest            501 1008   a method or a transfer coding that is not served
+    ├── VersionNotSupported           505 1008   a version of HTTP other than 1.1 and 1.0
     ├── ConnectionRejected            as sent    the listener said no, in its own words
     ├── ProtocolViolation             400 1002   a peer broke the rules of the wire
     │   ├── InvalidFrame              400 1002
@@ -412,6 +414,24 @@ class InternalError(RelayError):
     default_message = "The relay met an unexpected condition"
 
 
+class UnsupportedRequest(RelayError):
+    """A method that no relayed request may have, or a transfer coding that nobody decodes (RFC 9110 section 15.6.2)."""
+
+    code = "NotImplemented"
+    status = 501
+    close_code = 1008
+    default_message = "The relay does not serve requests of this kind"
+
+
+class VersionNotSupported(RelayError):
+    """Another major version of HTTP than 1 (RFC 9110 section 15.6.6)."""
+
+    code = "HttpVersionNotSupported"
+    status = 505
+    close_code = 1008
+    default_message = "HTTP/1.1 is spoken here"
+
+
 class ConnectionRejected(RelayError):
     """The listener refused this sender.
 
@@ -581,6 +601,8 @@ ERRORS: tuple[type[RelayError], ...] = (
     BadGateway,
     ServerBusy,
     InternalError,
+    UnsupportedRequest,
+    VersionNotSupported,
     ConnectionRejected,
     ProtocolViolation,
     InvalidFrame,

@@ -35,6 +35,10 @@ CONTROL_BINARY_LIMIT = 1_048_576
 REQUEST_HEAD_LIMIT = 32_768
 #: Seconds that a peer has for its request head, counted from the connection.
 HEAD_TIMEOUT = 10.0
+#: Seconds for which a connection is kept for another plain HTTP request.
+KEEP_ALIVE_TIMEOUT = 75.0
+#: Seconds for which a peer may take nothing of an answer before its connection is cut.
+ANSWER_STALLED = 60.0
 #: Seconds by which clocks may differ when a token is checked.
 CLOCK_SKEW = 60.0
 #: Seconds that a token lasts when its maker does not say (all SDKs of Azure Relay).

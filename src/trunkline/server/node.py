@@ -221,6 +221,7 @@ class Node:
             phrase=self.broker.unread,
             proxies=TrustedProxies(settings.trusted_proxies),
             proxy_protocol=settings.proxy_protocol,
+            keeps_alive=True,
         )
         # The admin port and its two doors: the port itself, and the Unix socket. Made when the node starts.
         self._routes: Admin | None = None
@@ -513,6 +514,7 @@ class Node:
         self.phase = Phase.DRAINING
         await self._accept_no_more()
         self.broker.draining = True
+        self._frontend.drain()
         drain_timeout = self.drain_timeout
         log.info("draining for at most %g s: %s", drain_timeout, self.counts())
         try:

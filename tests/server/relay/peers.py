@@ -399,7 +399,7 @@ class Relay:
             masker=mask_bytes,
             public_url=public_url,
         )
-        self.frontend = Frontend(self.broker.serve, self.clock, phrase=self.broker.unread)
+        self.frontend = Frontend(self.broker.serve, self.clock, phrase=self.broker.unread, keeps_alive=True)
         self.serving = Serving(self.frontend, tls)
         self._revision = 0
         self._peers: list[Peer] = []

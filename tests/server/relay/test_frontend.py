@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
-from collections.abc import Callable
 from functools import partial
 from ipaddress import ip_network
 from types import TracebackType
@@ -15,6 +15,7 @@ import aiofastnet
 import pytest
 from aiofastnet.constants import SSL_BIO_SIZE_DEFAULTS
 
+from server.relay.front_port import Echo, Port, say_nothing, say_target
 from server.relay.peers import (
     ACCEPT,
     HOST,
@@ -32,97 +33,15 @@ from trunkline.protocol.errors import QuotaExceeded
 from trunkline.protocol.limits import HEAD_TIMEOUT, REQUEST_HEAD_LIMIT
 from trunkline.server.relay import frontend as module
 from trunkline.server.relay.forwarded import TrustedProxies
-from trunkline.server.relay.frontend import EARLY_LIMIT, LINGER, Exchange, Frontend, FrontendProtocol
+from trunkline.server.relay.front_connection import EARLY_LIMIT, LINGER
+from trunkline.server.relay.frontend import Exchange, Frontend, FrontendProtocol
 from trunkline.server.relay.request_head import parse_head
 from trunkline.server.relay.sockets import RECEIVE_BUFFER
 
 
-class Echo(asyncio.BufferedProtocol):
-    """Takes a transport over and sends back what comes, and first what came early."""
-
-    def __init__(self) -> None:
-        self.lost = asyncio.Event()
-        self.early = b""
-
-    def take_over(self, transport: asyncio.Transport, early: bytes) -> None:
-        self.transport = transport
-        self.early = early
-        transport.write(early)
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return RECEIVE_BUFFER
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self.transport.write(bytes(RECEIVE_BUFFER[:nbytes]))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.lost.set()
-
-
-def say_target(exchange: Exchange) -> None:
-    exchange.respond(200, body=exchange.head.target.encode())
-
-
-def say_nothing(exchange: Exchange) -> None:
-    """Somebody will answer later."""
-
-
-class Port:
-    """A frontend on a port, and the requests that it has handed on."""
-
-    def __init__(self, serve: Callable[[Exchange], object] = say_target, *, tls: bool = False, **options: Any) -> None:
-        self.clock = Clock()
-        self._serve = serve
-        self._exchanges: asyncio.Queue[Exchange] = asyncio.Queue()
-        self.frontend = Frontend(self._take, self.clock, **options)
-        self._tls = tls
-        self._serving = Serving(self.frontend, server_tls() if tls else None)
-
-    def _take(self, exchange: Exchange) -> None:
-        self._exchanges.put_nowait(exchange)
-        self._serve(exchange)
-
-    async def __aenter__(self) -> Self:
-        await self._serving.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._serving.__aexit__(kind, error, trace)
-
-    async def dial(self) -> Peer:
-        return await Peer.dial(self._serving.port, client_tls() if self._tls else None)
-
-    async def exchange(self) -> Exchange:
-        """The next request that was handed on."""
-        async with asyncio.timeout(5):
-            return await self._exchanges.get()
-
-    @property
-    def is_idle(self) -> bool:
-        return self._exchanges.empty()
-
-    @property
-    def newest(self) -> FrontendProtocol:
-        return self._serving.protocols[-1]
-
-    async def holds(self, size: int) -> None:
-        """Exactly so many bytes have come on the only connection."""
-        await until(lambda: self.frontend.heads and self.held() == size)
-
-    def held(self) -> int:
-        """Bytes that are kept of the newest connection."""
-        return len(self.newest._buffer)
-
-    def pass_time(self, seconds: float) -> None:
-        self.clock.now += seconds
-        self.frontend.tick(self.clock.now)
-
-
-async def asked(data: bytes, *, tls: bool = False) -> tuple[Answer, bytes]:
+async def asked(data: bytes, *, tls: bool = False, **options: Any) -> tuple[Answer, bytes]:
     """What is answered to these bytes, to the end of the stream."""
-    async with Port(tls=tls) as port:
+    async with Port(tls=tls, **options) as port:
         peer = await port.dial()
         peer.send(data)
         answer = await peer.answer()
@@ -220,9 +139,11 @@ REFUSED = {
     "words": (b"HELLO THERE\r\n\r\n", 400, "malformed"),
     "HTTP/0.9": (b"GET /\r\n\r\n", 400, "HTTP/0.9; speak HTTP/1.1"),
     "HTTP/1.0": (handshake("/", version="HTTP/1.0"), 400, "HTTP/1.0; speak HTTP/1.1"),
-    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "HTTP/2.0; speak HTTP/1.1"),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "HTTP/2.0; speak HTTP/1.1"),
     "no host": (handshake("/", without=["Host"]), 400, "exactly one Host header"),
     "two hosts": (handshake("/", [("Host", "other")]), 400, "exactly one Host header"),
+    "CONNECT": (b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n", 501, "CONNECT is not served here"),
+    "a method that nobody knows": (b"BREW / HTTP/1.1\r\nHost: x\r\n\r\n", 501, "The method BREW is not served here"),
     "folded header": (b"GET / HTTP/1.1\r\nHost: x\r\n folded\r\n\r\n", 400, "malformed"),
     "bare LF": (b"GET / HTTP/1.1\nHost: x\n\nGET / HTTP/1.1\r\nHost: y\r\n\r\n", 400, "malformed"),
     "bare CR in a value": (b"GET / HTTP/1.1\r\nHost: x\r\nA: b\rc\r\n\r\n", 400, "malformed"),
@@ -243,7 +164,8 @@ async def test_what_is_no_good_request_is_refused_with_a_reason(name: str) -> No
     answer, body = await asked(data)
     assert answer.status == status
     assert words in answer.phrase
-    assert body == answer.phrase.encode() + b"\n"
+    assert json.loads(body)["error"]["message"] == answer.phrase
+    assert answer.all("Content-Type") == ["application/json"]
     assert answer.all("Connection") == ["close"]
 
 
@@ -258,6 +180,7 @@ async def test_another_websocket_version_is_426_and_told_which_one_is_spoken(ver
 
 async def test_an_upgrade_to_h2c_is_ignored() -> None:
     head = handshake("/plain").replace(b"Upgrade: websocket", b"Upgrade: h2c")
+    head = head.replace(b"Connection: Upgrade", b"Connection: Upgrade, HTTP2-Settings, close")
     answer, body = await asked(head)
     assert (answer.status, body) == (200, b"/plain")
     assert not parse_head(head).is_websocket
@@ -456,7 +379,7 @@ async def test_an_answer_ends_the_connection_without_waiting_for_the_clock(tls: 
 
 
 async def test_a_head_request_gets_no_body() -> None:
-    answer, body = await asked(handshake("/x", method="HEAD", without=["Upgrade", "Connection"]))
+    answer, body = await asked(handshake("/x", method="HEAD", without=["Upgrade", "Connection"]), keeps_alive=False)
     assert (answer.status, answer.all("Content-Length"), body) == (200, ["2"], b"")
 
 
@@ -551,9 +474,9 @@ async def test_a_status_that_nobody_knows_has_an_empty_phrase() -> None:
         assert (answer.status, answer.phrase) == (299, "")
 
 
-async def test_pipelined_requests_get_one_answer() -> None:
+async def test_pipelined_requests_get_one_answer_where_no_connection_is_kept_alive() -> None:
     two = handshake("/1", without=["Upgrade"]) + handshake("/2", without=["Upgrade"])
-    answer, body = await asked(two)
+    answer, body = await asked(two, keeps_alive=False)
     assert (answer.status, body) == (200, b"/1")
 
 
@@ -732,6 +655,9 @@ async def test_ipv4_client_of_a_socket_for_both_is_one_of_ipv4() -> None:
     class Transport(asyncio.Transport):
         def get_extra_info(self, name: str, default: Any = None) -> Any:
             return ("::ffff:127.0.0.1", 7, 0, 0) if name == "peername" else default
+
+        def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+            """It writes nothing."""
 
     protocol.connection_made(Transport())
     assert protocol._peer == ("127.0.0.1", 7) and protocol._proxy_header_is_due

@@ -16,7 +16,7 @@ from server.relay.peers import Peer, Relay, client_tls, frame, handshake, server
 from trunkline.protocol.frames import Opcode
 from trunkline.protocol.splice import Side
 from trunkline.server.relay import sockets
-from trunkline.server.relay.frontend import EARLY_LIMIT
+from trunkline.server.relay.front_connection import EARLY_LIMIT
 from trunkline.server.relay.sockets import (
     descriptor_limit,
     has_descriptors,

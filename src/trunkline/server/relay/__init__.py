@@ -1,6 +1,8 @@
 """The data plane, in the order in which one connection passes through it:
 
-    frontend         a TCP or TLS connection until its request head is read and its answer is given
+    frontend         where connections come in; what those of one port share
+    front_connection one of them, a request head after the other, until a leg takes it over
+    exchange         a request whose answer is owed: its body, and the answer
     forwarded        whose connection it is that a trusted proxy passes on
     request_head     what it asks for, read
     admission        may it listen or connect: the order of checks

@@ -8,11 +8,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from dataclasses import dataclass, field
 
 import httptools
 
-from trunkline.protocol.errors import HeadersTooLarge, InvalidRequest, clean_phrase
+from trunkline.protocol.errors import (
+    HeadersTooLarge,
+    InvalidRequest,
+    UnsupportedRequest,
+    VersionNotSupported,
+    clean_phrase,
+)
+from trunkline.protocol.http_body import announced_length
 
 # RFC 6455 section 1.3.
 _ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -23,8 +31,15 @@ _USER_AGENT_SHOWN = 120
 # Headers of a request.
 MOST_HEADERS = 1_000
 
+# A request line (RFC 9112 section 3) with a method of any name. llhttp is less strict: it takes two spaces, and RTSP.
+_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) [!-~]+ HTTP/([0-9]\.[0-9])\r\n")
+_WITHOUT_VERSION = re.compile(rb"[A-Z]+ /[!-~]*\r\n")
 
-@dataclass(frozen=True, slots=True)
+# Methods that llhttp knows and that are not served: a tunnel, and what HTTP/2 begins with.
+_NOT_SERVED = {"CONNECT", "PRI"}
+
+
+@dataclass(slots=True, eq=False)
 class RequestHead:
     """A request line and its headers. Names and values are as sent, decoded as Latin-1 (RFC 9110 section 5.5)."""
 
@@ -32,16 +47,27 @@ class RequestHead:
     # Neither is shown: a token may be in both.
     target: str = field(repr=False)
     headers: tuple[tuple[str, str], ...] = field(repr=False)
+    # Of HTTP: "1.1" or "1.0".
+    version: str = field(default="1.1", repr=False)
+    # Bytes of the body that the headers announce; None: it is chunked.
+    body_length: int | None = field(default=0, repr=False)
+    # The same headers by their names in lower case, repeated ones joined; made when it is asked for.
+    _by_name: dict[str, str] | None = field(default=None, repr=False, init=False)
 
     def get(self, name: str) -> str | None:
         """The values of a header joined by ", " as RFC 9110 section 5.2 allows; None when there is none."""
-        name = name.lower()
-        values = [value for key, value in self.headers if key.lower() == name]
-        return ", ".join(values) if values else None
+        by_name = self._by_name
+        if by_name is None:
+            by_name = self._by_name = {}
+            for key, value in self.headers:
+                key = key.lower()
+                by_name[key] = f"{by_name[key]}, {value}" if key in by_name else value
+        return by_name.get(name.lower())
 
     def tokens(self, name: str) -> tuple[str, ...]:
         """The members of a comma-separated header, trimmed, without empty ones."""
-        return tuple(part.strip() for part in (self.get(name) or "").split(",") if part.strip())
+        value = self.get(name)
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if value else ()
 
     @property
     def user_agent(self) -> str:
@@ -55,9 +81,26 @@ class RequestHead:
     @property
     def is_websocket(self) -> bool:
         """True for the opening handshake of RFC 6455 section 4.1. `Upgrade: h2c` is none, and is ignored."""
-        return "websocket" in (token.lower() for token in self.tokens("Upgrade")) and "upgrade" in (
-            token.lower() for token in self.tokens("Connection")
+        upgrade = self.get("Upgrade")
+        return (
+            upgrade is not None
+            and "websocket" in (token.lower() for token in self.tokens("Upgrade"))
+            and "upgrade" in (token.lower() for token in self.tokens("Connection"))
         )
+
+    @property
+    def wants_to_stay(self) -> bool:
+        """Whether the client means to send another request on the connection (RFC 9112 section 9.3)."""
+        connection = self.get("Connection")
+        if connection is None:
+            return self.version != "1.0"
+        options = [option.lower() for option in self.tokens("Connection")]
+        return "close" not in options and (self.version != "1.0" or "keep-alive" in options)
+
+    @property
+    def expects_continue(self) -> bool:
+        """Whether the client waits for a 100 before it sends its body (RFC 9110 section 10.1.1)."""
+        return self.version != "1.0" and "100-continue" in (token.lower() for token in self.tokens("Expect"))
 
 
 class UpgradeRequired(InvalidRequest):
@@ -87,36 +130,58 @@ def parse_head(data: bytes) -> RequestHead:
     """Read a whole request head, up to and with its empty line.
 
     Raises:
-        InvalidRequest: what is not HTTP/1.1, has no or two hosts, or announces a body with an upgrade.
+        InvalidRequest: it is malformed, has no or two hosts, leaves open where the request ends, or announces a body
+            with an upgrade.
+        UnsupportedRequest: a method or a transfer coding that is not served.
+        VersionNotSupported: another major version than 1.
+        HeadersTooLarge: more than `MOST_HEADERS` headers.
     """
+    line = _REQUEST_LINE.match(data)
+    if line is None:
+        if _WITHOUT_VERSION.match(data):
+            raise InvalidRequest("The request is HTTP/0.9; speak HTTP/1.1")
+        raise InvalidRequest("The request line is malformed")
+    method, version = line[1].decode(), line[2].decode()
+    if version not in ("1.1", "1.0"):
+        raise VersionNotSupported(f"The request is HTTP/{version}; speak HTTP/1.1")
+    if method in _NOT_SERVED:
+        raise UnsupportedRequest(f"{method} is not served here")
     if data.count(b"\n") > MOST_HEADERS:
         raise HeadersTooLarge(f"The request has more than {MOST_HEADERS} headers")
     collector = _HeadParser()
-    parser = httptools.HttpRequestParser(collector)
     try:
-        parser.feed_data(data)
+        httptools.HttpRequestParser(collector).feed_data(data)
     except httptools.HttpParserUpgrade:
         # How httptools says that the head asks for an upgrade; the head is whole.
         pass
+    except httptools.HttpParserInvalidMethodError:
+        raise UnsupportedRequest(f"The method {method[:30]} is not served here") from None
     except httptools.HttpParserError as error:
+        # For its own status where the framing is what llhttp did not like.
+        _ = announced_length(collector.headers, version)
         raise InvalidRequest(f"The request head is malformed ({error})") from None
-    version = parser.get_http_version()
-    method = parser.get_method().decode("latin-1")
-    if version != "1.1":
-        raise InvalidRequest(f"The request is HTTP/{version or '0.9'}; speak HTTP/1.1")
-    head = RequestHead(method, collector.url.decode("latin-1"), tuple(collector.headers))
-    if sum(name.lower() == "host" for name, _ in head.headers) != 1:
+    headers = tuple(collector.headers)
+    head = RequestHead(method, collector.url.decode("latin-1"), headers, version, announced_length(headers, version))
+    hosts = sum(name.lower() == "host" for name, _ in headers)
+    if hosts != 1 and (hosts or version == "1.1"):
         raise InvalidRequest("The request needs exactly one Host header")
     if head.is_websocket:
-        if method != "GET":
-            raise InvalidRequest("A WebSocket handshake is a GET request")
-        if (head.get("Content-Length") or "0").strip() != "0" or head.get("Transfer-Encoding"):
-            raise InvalidRequest("A WebSocket handshake has no body")
-        if sum(name.lower() == "sec-websocket-key" and value != "" for name, value in head.headers) != 1:
-            raise InvalidRequest("The WebSocket handshake needs exactly one Sec-WebSocket-Key header")
-        if head.get("Sec-WebSocket-Version") != "13":
-            raise UpgradeRequired
+        _check_handshake(head)
     return head
+
+
+def _check_handshake(head: RequestHead) -> None:
+    """Raise an error when a WebSocket handshake is none that can be answered (RFC 6455 section 4.2.1)."""
+    if head.version != "1.1":
+        raise InvalidRequest(f"The request is HTTP/{head.version}; speak HTTP/1.1")
+    if head.method != "GET":
+        raise InvalidRequest("A WebSocket handshake is a GET request")
+    if head.body_length != 0:
+        raise InvalidRequest("A WebSocket handshake has no body")
+    if sum(name.lower() == "sec-websocket-key" and value != "" for name, value in head.headers) != 1:
+        raise InvalidRequest("The WebSocket handshake needs exactly one Sec-WebSocket-Key header")
+    if head.get("Sec-WebSocket-Version") != "13":
+        raise UpgradeRequired
 
 
 def accept_key(key: str) -> str:

@@ -6,6 +6,7 @@ Used by `frontend`, `control_channel` and `legs`. Each workaround says what it w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -33,6 +34,9 @@ RECEIVE_BUFFER = memoryview(bytearray(TLS_READ_SIZE))
 
 # tcpi_probes (the fourth byte), tcpi_unacked (segments), tcpi_last_ack_recv (milliseconds) of Linux' struct tcp_info.
 _TCP_INFO = struct.Struct("=3xB20xI28xI")
+
+# struct linger: on, and no second long.
+_NO_LINGER = struct.pack("ii", 1, 0)
 
 # States of a TCP connection as the first byte of TCP_INFO gives them (Linux, tcp_states.h).
 _TCP_CLOSED = 7
@@ -142,6 +146,15 @@ def end_writing(transport: asyncio.Transport) -> None:
     except OSError:
         # The peer has reset the connection, and the loop has not seen it yet.
         transport.abort()
+
+
+def cut(transport: asyncio.Transport) -> None:
+    """Abort a connection so that its peer reads a reset, and not the orderly end of what it has (TCP's SO_LINGER)."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+    transport.abort()
 
 
 def enable_keepalive(transport: asyncio.BaseTransport, within: float = 60.0) -> None:
