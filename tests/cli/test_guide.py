@@ -15,6 +15,8 @@ FACTS = guide.Facts(
     url="https://localhost:8443",
     admin_url="http://127.0.0.1:8081",
     hybrid_connections=["test"],
+    http_urls=["https://localhost:8443/test"],
+    own_http_urls=["https://test.emulator.localhost:8443/"],
     listen_connection_string="Endpoint=sb://localhost:8443/;SharedAccessKeyName=listen;SharedAccessKey=a;EntityPath=test",
     send_connection_string="Endpoint=sb://localhost:8443/;SharedAccessKeyName=send;SharedAccessKey=b;EntityPath=test",
     manage_connection_string="Endpoint=sb://localhost:8443/;SharedAccessKeyName=all;SharedAccessKey=c",
@@ -27,6 +29,7 @@ def test_page_says_how_to_get_in_and_how_to_trust() -> None:
     text = guide.text(FACTS)
     for words in (FACTS.url, FACTS.listen_connection_string, FACTS.send_connection_string, "/my data/ca.pem", "readyz"):
         assert words in text
+    assert "HTTP requests to    https://localhost:8443/test, https://test.emulator.localhost:8443/\n" in text
     assert "connections --data '/my data'" in text
     assert "NODE_EXTRA_CA_CERTS='/my data/ca.pem'" in text
 
@@ -61,4 +64,4 @@ def test_program_is_named_so_that_any_other_terminal_finds_it(tmp_path: Path, mo
 
 
 def test_facts_as_json_are_all_facts() -> None:
-    assert FACTS.as_json()["ca_file"] == "/my data/ca.pem" and len(FACTS.as_json()) == 8
+    assert FACTS.as_json()["ca_file"] == "/my data/ca.pem" and len(FACTS.as_json()) == 10

@@ -31,7 +31,7 @@ class Hosts:
         self.names = set(names)
         self.subscribers: list[Callable[[object], None]] = []
 
-    def hosts(self) -> frozenset[str]:
+    def certificate_names(self) -> frozenset[str]:
         return frozenset(self.names)
 
     def subscribe(self, callback: Callable[[object], None], /) -> Callable[[], None]:

@@ -27,7 +27,7 @@ from trunkline.server.config.declarative import (
     DeclaredNamespace,
     DeclaredRule,
 )
-from trunkline.server.config.names import hybrid_connection_name
+from trunkline.server.config.names import hybrid_connection_name, is_label
 from trunkline.server.config.settings import load
 from trunkline.server.node import Node
 
@@ -139,6 +139,12 @@ def facts_of(node: Node, names: list[str]) -> guide.Facts:
         url=node.url,
         admin_url=f"http://127.0.0.1:{node.admin_port}",
         hybrid_connections=names,
+        http_urls=[f"{_web(node)}/{name}" for name in names],
+        own_http_urls=[
+            f"{_scheme(node)}://{name.lower()}.{NAMESPACE.lower()}.localhost:{node.port}/"
+            for name in names
+            if is_label(name)
+        ],
         # The last one: a demonstration has the first for itself.
         listen_connection_string=_address(node, LISTEN_RULE, names[-1]),
         send_connection_string=_address(node, SEND_RULE, names[-1]),
@@ -148,11 +154,24 @@ def facts_of(node: Node, names: list[str]) -> guide.Facts:
     )
 
 
-def _address(node: Node, rule: str, path: str | None) -> str:
+def _scheme(node: Node) -> str:
+    return "http" if node.settings.tls == "off" else "https"
+
+
+def _web(node: Node) -> str:
+    return f"{_scheme(node)}://{_host(node)}:{node.port}"
+
+
+def _host(node: Node) -> str:
     host = node.settings.host
     # By name where the name leads there: a certificate for localhost is what most clients expect.
-    host = "localhost" if host in ("localhost", "127.0.0.1", "::1") else host
-    return connection_string.build(host, port=node.port, key_name=rule, key=well_known_key(rule), entity_path=path)
+    return "localhost" if host in ("localhost", "127.0.0.1", "::1") else host
+
+
+def _address(node: Node, rule: str, path: str | None) -> str:
+    return connection_string.build(
+        _host(node), port=node.port, key_name=rule, key=well_known_key(rule), entity_path=path
+    )
 
 
 def _is_loopback(host: str) -> bool:

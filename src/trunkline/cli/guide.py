@@ -16,6 +16,10 @@ class Facts:
     url: str
     admin_url: str
     hybrid_connections: list[str]
+    # Where browsers and other HTTP clients send requests to; the second, with the whole path for itself, are of those
+    # whose name can be part of a host name.
+    http_urls: list[str]
+    own_http_urls: list[str]
     listen_connection_string: str
     send_connection_string: str
     manage_connection_string: str
@@ -61,6 +65,7 @@ def text(facts: Facts) -> str:
         f"hybrid connections  {', '.join(facts.hybrid_connections)}",
         f"to listen           {facts.listen_connection_string}",
         f"to send             {facts.send_connection_string}",
+        f"HTTP requests to    {', '.join((*facts.http_urls[-1:], *facts.own_http_urls[-1:]))}",
         f"health              {facts.admin_url}/readyz",
         f"who is connected    {_program()} connections --data {shlex.quote(facts.data)}",
     ]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from trunkline.protocol.errors import InvalidSetting
 from trunkline.protocol.limits import LIMITS, Scope, Value, check
 from trunkline.protocol.sas import Right
+from trunkline.server.config import names
 from trunkline.server.config.declarative import (
     Declaration,
     DeclaredHybridConnection,
@@ -14,7 +15,8 @@ from trunkline.server.config.declarative import (
     DeclaredRule,
 )
 
-#: What a test may say of a hybrid connection: any limit, and ``rules``, ``user_metadata``, ``enabled``.
+#: What a test may say of a hybrid connection: any limit, and ``rules``, ``user_metadata``, ``enabled``, ``hosts``,
+#: ``accepts``.
 HybridConnectionOptions = Mapping[str, object]
 #: Names only, or names with options.
 HybridConnections = str | Iterable[str] | Mapping[str, HybridConnectionOptions]
@@ -55,6 +57,9 @@ def declare_hybrid_connection(name: str, options: HybridConnectionOptions) -> De
     if not isinstance(rules, Mapping):
         raise InvalidSetting(f'rules of {name}: write {{"name of the rule": ["Listen", "Send"]}}')
     metadata, enabled = others.pop("user_metadata", None), others.pop("enabled", True)
+    hosts, accepted = others.pop("hosts", ()), others.pop("accepts", names.SENDERS)
+    if isinstance(hosts, str) or not isinstance(hosts, Iterable):
+        raise InvalidSetting(f"hosts of {name} must be a list of host names")
     if not isinstance(metadata, str | None) or not isinstance(enabled, bool):
         raise InvalidSetting(f"user_metadata of {name} must be text, and enabled True or False")
     return DeclaredHybridConnection(
@@ -63,6 +68,8 @@ def declare_hybrid_connection(name: str, options: HybridConnectionOptions) -> De
         rules=declare_rules(rules),
         user_metadata=metadata,
         enabled=enabled,
+        hosts=tuple(names.host_name(host) for host in hosts),
+        accepts=names.accepts(accepted),
     )
 
 

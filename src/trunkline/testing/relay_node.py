@@ -69,7 +69,7 @@ def relay_node(
 
     Args:
         hybrid_connections: a name, several names, or names with options: any limit of the settings table,
-            ``rules``, ``user_metadata``, ``enabled``.
+            ``rules``, ``user_metadata``, ``enabled``, ``hosts``, ``accepts``.
         rules: of the namespace, by name with their rights; unless told otherwise RootManageSharedAccessKey (all
             rights), ``listen`` and ``send``. Keys are random.
         tls: speak TLS with a development authority of its own; see `RelayNode.client_context` and ``ca_file``.
@@ -266,7 +266,7 @@ class RelayNode(Address):
         """Add a hybrid connection.
 
         Args:
-            options: any limit, ``rules``, ``user_metadata``, ``enabled``.
+            options: any limit, ``rules``, ``user_metadata``, ``enabled``, ``hosts``, ``accepts``.
 
         Raises:
             EndpointAlreadyExists: there is one of that name.
@@ -279,6 +279,8 @@ class RelayNode(Address):
             rules=tuple(_new_rule(rule) for rule in declared.rules),
             user_metadata=declared.user_metadata,
             enabled=declared.enabled,
+            hosts=declared.hosts,
+            accepts=declared.accepts,
         )
         await self._administration.create_hybrid_connection(entity)
         await self._in_effect()
@@ -290,7 +292,9 @@ class RelayNode(Address):
         return removed
 
     async def change_hybrid_connection(self, name: str, **options: object) -> None:
-        """Change limits, ``user_metadata`` or ``enabled``; what is not named stays. Rules: `add_rule`, `remove_rule`.
+        """Change limits, ``user_metadata``, ``enabled``, ``hosts`` or ``accepts``; what is not named stays.
+
+        Rules: `add_rule`, `remove_rule`.
 
         Raises:
             EndpointNotFound: there is no such hybrid connection.
@@ -298,7 +302,7 @@ class RelayNode(Address):
         if "rules" in options:
             raise InvalidSetting("Rules are changed with add_rule and remove_rule")
         declared = declare_hybrid_connection(name, options)
-        others = {key: getattr(declared, key) for key in ("user_metadata", "enabled") if key in options}
+        others = {key: getattr(declared, key) for key in _FIELDS if key in options}
 
         def edit(before: HybridConnection) -> HybridConnection:
             return dataclasses.replace(before, limits={**before.limits, **declared.limits}, **others)
@@ -344,6 +348,10 @@ class RelayNode(Address):
 
     def _id(self, entity: str | None) -> str:
         return hybrid_connection_id(namespace_id(self.namespace), self.entity if entity is None else entity)
+
+
+# What a test may change of a hybrid connection besides its limits and rules.
+_FIELDS = ("user_metadata", "enabled", "hosts", "accepts")
 
 
 def _new_rule(declared: DeclaredRule) -> Rule:

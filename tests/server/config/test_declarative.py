@@ -165,6 +165,24 @@ def test_hybrid_connection_may_be_switched_off() -> None:
             "a.toml:6: namespace.hosts: r.io is a host of my-namespace already",
         ),
         (
+            NAMESPACE + "hosts = ['r.io']\n[[namespace.hybrid_connection]]\nname = 'orders'\nhosts = ['R.io']\n",
+            "a.toml:6: namespace.hybrid_connection.hosts: r.io is a host of my-namespace already",
+        ),
+        (
+            f"{ENTITY}hosts = ['r.io']\n[[namespace]]\nname = 'another'\nhosts = ['r.io']\n",
+            "a.toml:8: namespace.hosts: r.io is a host of my-namespace/orders already",
+        ),
+        (
+            f"{ENTITY}accepts = ['http', 'tcp']\n",
+            "a.toml:5: namespace.hybrid_connection.accepts: what a hybrid connection accepts is a list with 'http' or"
+            " 'websocket' or both; ['http', 'tcp'] is not such a list",
+        ),
+        (
+            f"{ENTITY}accepts = []\n",
+            "a.toml:5: namespace.hybrid_connection.accepts: what a hybrid connection accepts is a list with 'http' or"
+            " 'websocket' or both; [] is not such a list",
+        ),
+        (
             NAMESPACE + "".join(f"[[namespace.rule]]\nname='r{n}'\nrights=['Send']\n" for n in range(13)),
             "a.toml:39: namespace.rule: there can be at most 12 rules in one place",
         ),
@@ -231,3 +249,13 @@ def test_example_with_a_slip_is_a_declaration_or_an_error_with_a_line(where: int
 
 def _toml(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value).lower()
+
+
+def test_hybrid_connection_has_hosts_of_its_own_and_says_what_it_accepts() -> None:
+    more = (
+        "hosts = ['Shop.io', '10.0.0.9']\naccepts = ['websocket', 'http']\n[[namespace.hybrid_connection]]\nname='b'\n"
+    )
+    [namespace] = parse(f"{ENTITY}{more}accepts = ['http']\n", "a.toml").namespaces
+    first, second = namespace.hybrid_connections
+    assert (first.hosts, first.accepts) == (("shop.io", "10.0.0.9"), ("http", "websocket"))
+    assert (second.hosts, second.accepts) == ((), ("http",))

@@ -93,3 +93,31 @@ def test_any_value_is_a_name_or_a_declared_error_of_one_line(value: object) -> N
             assert str(error).isprintable()
         else:
             assert check(kept) == kept
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        (["http"], ("http",)),
+        (["websocket", "http"], ("http", "websocket")),
+        (("http", "http"), ("http",)),
+        ([], None),
+        ("http", None),
+        (["HTTP"], None),
+        ([["http"]], None),
+        (None, None),
+    ],
+)
+def test_what_is_accepted_is_a_list_of_known_words(value: object, kept: tuple[str, ...] | None) -> None:
+    if kept is not None:
+        assert names.accepts(value) == kept
+        return
+    with pytest.raises(InvalidSetting, match="list with 'http' or 'websocket' or both"):
+        names.accepts(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("a", True), ("A-1_b", True), ("a.b", False), ("a/b", False), ("", False)]
+)
+def test_label_is_what_can_begin_a_host_name(name: str, expected: bool) -> None:
+    assert names.is_label(name) is expected

@@ -317,3 +317,62 @@ async def test_wrong_limits_of_the_node_are_told() -> None:
     with pytest.raises(RelayError, match="max_hybrid_connections"):
         Administration(store, node_limits={"max_hybrid_connections": "x"}).most_hybrid_connections(Namespace(NS))
     await store.close()
+
+
+async def test_host_of_a_hybrid_connection_is_its_alone() -> None:
+    store = SqliteStore(":memory:")
+    administration = Administration(store)
+    await administration.create_namespace(Namespace(NS, hosts=("relay.local",)))
+    await administration.create_hybrid_connection(entity("a", hosts=("a.io",)))
+    for host, owner in (("relay.local", "myRelayNS"), ("a.io", "a")):
+        with pytest.raises(InvalidSetting, match=f"{host} is a host of {owner} already"):
+            await administration.create_hybrid_connection(entity("b", hosts=("b.io", host)))
+    assert await count(administration) == 1
+    await administration.create_hybrid_connection(entity("b", hosts=("b.io",)))
+    with pytest.raises(InvalidSetting, match=r"a\.io is a host of a already"):
+        await administration.change_hybrid_connection(
+            entity("b").id, lambda before: dataclasses.replace(before, hosts=("a.io",))
+        )
+    changed = await administration.change_hybrid_connection(
+        entity("b").id, lambda before: dataclasses.replace(before, hosts=("c.io", "b.io"))
+    )
+    assert changed.hosts == ("c.io", "b.io")
+    assert set(await administration.hosts()) == {"relay.local", "a.io", "b.io", "c.io"}
+    await store.close()
+
+
+async def test_entities_remember_when_they_were_made_and_changed() -> None:
+    store, now = SqliteStore(":memory:"), [1_000.0]
+    administration = Administration(store, wall_clock=lambda: now[0])
+    await administration.create_namespace(Namespace(NS))
+    now[0] = 2_000.0
+    await administration.create_hybrid_connection(entity("a", created_at=5.0))
+    now[0] = 3_000.0
+    same = await administration.change_hybrid_connection(entity("a").id, lambda before: before)
+    assert (same.created_at, same.updated_at) == (2_000.0, 2_000.0)
+    await administration.change_hybrid_connection(
+        entity("a").id, lambda before: dataclasses.replace(before, enabled=False, created_at=7.0, updated_at=7.0)
+    )
+    [found] = await administration.hybrid_connections(NS)
+    assert (found.created_at, found.updated_at) == (2_000.0, 3_000.0)
+    # That something came into it is no change of the namespace.
+    [namespace] = await administration.namespaces()
+    assert (namespace.created_at, namespace.updated_at) == (1_000.0, 1_000.0)
+    await store.close()
+
+
+async def test_entity_of_an_older_version_is_read_and_remembers_its_next_change() -> None:
+    store = SqliteStore(":memory:")
+    administration = Administration(store, wall_clock=lambda: 9_000.0)
+    body = {"limits": {}, "rules": [], "enabled": True, "userMetadata": "old"}
+    await store.put(NS, {"limits": {}, "rules": [], "hosts": [], "hybridConnections": 1}, etag=None)
+    await store.put(entity("a").id, body, etag=None)
+    [found] = await administration.hybrid_connections(NS)
+    assert (found.created_at, found.updated_at, found.accepts) == (None, None, ("http", "websocket"))
+    await administration.repair()
+    assert await administration.hybrid_connections(NS) == (found,)
+    changed = await administration.change_hybrid_connection(
+        entity("a").id, lambda before: dataclasses.replace(before, user_metadata="new")
+    )
+    assert (changed.created_at, changed.updated_at) == (None, 9_000.0)
+    await store.close()

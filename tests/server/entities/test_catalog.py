@@ -219,6 +219,20 @@ def test_hybrid_connection_is_found_by_hosts_of_its_own(host: str, name: str | N
         assert namespace is told.namespace()
 
 
+def test_certificate_names_every_host_once() -> None:
+    told = Told(domain="relay.example.com")
+    told.put(Namespace(NS, hosts=("localhost", "relay.local", "10.0.0.9", "::1")))
+    told.put(entity("Orders", hosts=("shop.io",)))
+    told.put(entity("a/b"))
+    told.put(entity("b.c"))
+    assert told.catalog.certificate_names() == {
+        *("localhost", "orders.localhost"),
+        *("relay.local", "*.relay.local"),
+        *("myrelayns.relay.example.com", "*.myrelayns.relay.example.com"),
+        *("10.0.0.9", "::1", "shop.io"),
+    }
+
+
 def test_own_host_comes_and_goes_with_its_hybrid_connection() -> None:
     told = Told()
     told.put(Namespace(NS))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trunkline.protocol.errors import EntityQuotaExceeded
+from trunkline.protocol.errors import EntityQuotaExceeded, InvalidSetting
 from trunkline.protocol.sas import Right
 from trunkline.server.config.declarative import Declaration, parse
 from trunkline.server.entities.administration import Administration
@@ -311,4 +311,35 @@ def _without_keys(entity: Entity) -> Entity:
 async def test_declaration_can_be_made_without_a_file() -> None:
     node = Node()
     assert not await apply(node.administration, Declaration("emulator"))
+    await node.store.close()
+
+
+# --- hosts of hybrid connections ---
+
+
+async def test_hosts_and_what_is_accepted_are_kept_and_may_move() -> None:
+    node = Node()
+    await node.apply(EXAMPLE + "hosts = ['shop.io']\naccepts = ['http']\n")
+    assert ((await node.entity("a/b")).hosts, (await node.entity("a/b")).accepts) == (("shop.io",), ("http",))
+    applied = await node.apply(EXAMPLE.replace("max_senders = 50", "hosts = ['shop.io']\nmax_senders = 50"))
+    assert applied.changed == (
+        "hybrid connection myRelayNS/orders (hosts)",
+        "hybrid connection myRelayNS/a/b (hosts, accepts)",
+    )
+    assert ((await node.entity("orders")).hosts, (await node.entity("a/b")).hosts) == (("shop.io",), ())
+    await node.store.close()
+
+
+async def test_host_that_somebody_else_has_is_refused_and_nothing_is_written() -> None:
+    node = Node()
+    theirs = Namespace(namespace_id("theirs"), hosts=("theirs.io",))
+    await node.administration.create_namespace(theirs)
+    await node.administration.create_hybrid_connection(
+        HybridConnection(hybrid_connection_id(theirs.id, "own"), hosts=("own.io",))
+    )
+    for host, owner in (("theirs.io", "namespace theirs"), ("own.io", "hybrid connection theirs/own")):
+        expected = f"a.toml gives the hybrid connection myRelayNS/a/b the host {host}, and that is a host of {owner} al"
+        with pytest.raises(InvalidSetting, match=expected):
+            await node.apply(f"{EXAMPLE}hosts = ['{host}']", "a.toml")
+    assert await node.administration.get(NS) is None
     await node.store.close()

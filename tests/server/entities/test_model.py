@@ -84,6 +84,8 @@ def test_rule_with_odd_rights_is_refused(rights: set[Right], problem: str) -> No
         (Namespace(NS, hosts=("A.b",)), "lower case"),
         (Namespace(NS, hosts=("a:1",)), "without scheme, port"),
         (HybridConnection(hybrid_connection_id(NS, "a"), hosts=("A.b",)), "lower case"),
+        (HybridConnection(hybrid_connection_id(NS, "a"), accepts=()), "list with 'http' or 'websocket' or both"),
+        (HybridConnection(hybrid_connection_id(NS, "a"), accepts=("websocket", "http")), "kept in this order"),
         (Namespace(NS, limits={"max_sendrs": 1}), "max_senders"),
         (Namespace(NS, limits={"drain_timeout": 1}), "cannot be set on a namespace"),
         (HybridConnection(hybrid_connection_id(NS, "a..")), "1 to 260"),

@@ -47,6 +47,8 @@ def entities(**limits: Any) -> tuple[Any, ...]:
         hybrid_connection("full", max_senders=1),
         hybrid_connection("strict", plain_path_websockets=False),
         hybrid_connection("shop", hosts=("shop.example.com",)),
+        hybrid_connection("web", accepts=("http",)),
+        hybrid_connection("wire", accepts=("websocket",)),
     )
 
 
@@ -101,6 +103,22 @@ CHECKS: dict[str, tuple[str, list[tuple[str, str]], dict[str, Any], int, str]] =
     "disabled request": ("/off", signed(token("off")), PLAIN, 403, "Endpoint is disabled. "),
     "WebSocket on the plain path without a token": ("/orders", [], {}, 401, "MissingToken: "),
     "WebSocket on the plain path": ("/orders/x", signed(token()), {}, 504, "There are no listeners connected for the"),
+    "request to what takes WebSockets": (
+        "/wire",
+        signed(token("wire")),
+        PLAIN,
+        400,
+        "wire takes WebSockets only (accepts), and this is a plain HTTP request. ",
+    ),
+    "WebSocket to what takes requests": (
+        "/$hc/web",
+        signed(token("web")),
+        {},
+        400,
+        "web takes plain HTTP requests only (accepts), and this is a WebSocket. ",
+    ),
+    "WebSocket on the plain path to what takes requests": ("/web", signed(token("web")), {}, 400, "web takes plain HT"),
+    "listener of what takes requests": ("/$hc/web?sb-hc-action=listen", signed(token("web")), {}, 101, "Switching"),
     "WebSocket on the plain path, as in azure": (
         "/strict",
         signed(token("strict")),

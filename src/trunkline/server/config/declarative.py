@@ -3,7 +3,7 @@
     [node]                                port, tls, data ...             see `settings`
     [[namespace]]                         name, hosts, limits
     [[namespace.rule]]                    name, rights, primary_key, secondary_key
-    [[namespace.hybrid_connection]]       name, enabled, user_metadata, limits
+    [[namespace.hybrid_connection]]       name, hosts, accepts, enabled, user_metadata, limits
     [[namespace.hybrid_connection.rule]]  as above
 
 Reading it only checks what the text alone can tell. `settings` gives the node table its meaning,
@@ -46,6 +46,10 @@ class DeclaredHybridConnection:
     rules: tuple[DeclaredRule, ...] = ()
     user_metadata: str | None = None
     enabled: bool = True
+    #: Host names of its own.
+    hosts: tuple[str, ...] = ()
+    #: What senders may be.
+    accepts: tuple[str, ...] = names.SENDERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,18 +151,25 @@ class _Reader:
                 rules=self._rules(table, path),
                 hybrid_connections=self._hybrid_connections(table, path),
             )
-            for host in namespace.hosts:
-                if hosts.setdefault(host, namespace.name) != namespace.name:
-                    raise self._source.error((*path, "hosts"), f"{host} is a host of {hosts[host]} already")
+            self._claim(hosts, namespace.hosts, namespace.name, path)
+            for index, entity in enumerate(namespace.hybrid_connections):
+                owner = f"{namespace.name}/{entity.name}"
+                self._claim(hosts, entity.hosts, owner, (*path, "hybrid_connection", index))
             found.append(namespace)
         self._unique(found, ("namespace",))
         return tuple(found)
+
+    def _claim(self, claimed: dict[str, str], hosts: tuple[str, ...], owner: str, path: positions.Path) -> None:
+        """Each host leads to one place."""
+        for host in hosts:
+            if claimed.setdefault(host, owner) != owner:
+                raise self._source.error((*path, "hosts"), f"{host} is a host of {claimed[host]} already")
 
     def _hybrid_connections(
         self, parent: Mapping[str, Any], above: positions.Path
     ) -> tuple[DeclaredHybridConnection, ...]:
         found = []
-        known = ("name", "enabled", "user_metadata", "rule")
+        known = ("name", "hosts", "accepts", "enabled", "user_metadata", "rule")
         for table, path in self._tables(parent, "hybrid_connection", above, known):
             entity = DeclaredHybridConnection(
                 name=self._value(table, "name", path, names.hybrid_connection_name),
@@ -166,6 +177,8 @@ class _Reader:
                 rules=self._rules(table, path),
                 user_metadata=self._value(table, "user_metadata", path, names.user_metadata, None),
                 enabled=self._value(table, "enabled", path, _flag, True),
+                hosts=self._value(table, "hosts", path, _hosts, ()),
+                accepts=self._value(table, "accepts", path, names.accepts, names.SENDERS),
             )
             found.append(entity)
         self._unique(found, (*above, "hybrid_connection"))

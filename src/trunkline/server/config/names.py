@@ -12,6 +12,9 @@ import re
 from trunkline.protocol.errors import InvalidSetting
 from trunkline.protocol.limits import KEY_NAME_LIMIT
 
+#: What senders of a hybrid connection may be: plain HTTP requests, WebSockets.
+SENDERS = ("http", "websocket")
+
 #: Characters of user metadata (the classic documentation of Azure Relay; the specification names no limit).
 USER_METADATA_LIMIT = 1024
 
@@ -70,6 +73,13 @@ def user_metadata(text: object) -> str:
     raise InvalidSetting(f"user metadata is text of at most {USER_METADATA_LIMIT} characters")
 
 
+def accepts(value: object) -> tuple[str, ...]:
+    """A list of what senders may be, each once at most and at least one."""
+    if isinstance(value, list | tuple) and value and all(each in SENDERS for each in value):
+        return tuple(each for each in SENDERS if each in value)
+    raise _refused(f"what a hybrid connection accepts is a list with {' or '.join(map(repr, SENDERS))} or both", value)
+
+
 def host_name(name: object) -> str:
     """A DNS name or an IP address, without scheme, port and path; given back in lower case."""
     if isinstance(name, str):
@@ -83,6 +93,12 @@ def host_name(name: object) -> str:
     raise _refused("a host is a DNS name or an IP address, without scheme, port or path", name)
 
 
+def is_label(name: str) -> bool:
+    """Whether the name of a hybrid connection can be the first part of a host name."""
+    return _LABEL.match(name) is not None
+
+
 def _refused(rule: str, name: object) -> InvalidSetting:
     shown = repr(name if not isinstance(name, int) else "a number")
-    return InvalidSetting(f"{rule}; {shown if len(shown) <= 80 else shown[:77] + '...'} is not such a name")
+    what = "such a list" if rule.startswith("what") else "such a name"
+    return InvalidSetting(f"{rule}; {shown if len(shown) <= 80 else shown[:77] + '...'} is not {what}")

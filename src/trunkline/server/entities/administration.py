@@ -14,11 +14,18 @@ nobody can see) is put right by `Administration.repair` when a node starts.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeVar
 
-from trunkline.protocol.errors import EndpointAlreadyExists, EndpointNotFound, EntityQuotaExceeded, RelayError
+from trunkline.protocol.errors import (
+    EndpointAlreadyExists,
+    EndpointNotFound,
+    EntityQuotaExceeded,
+    InvalidSetting,
+    RelayError,
+)
 from trunkline.protocol.limits import resolve
 from trunkline.server.entities.model import (
     Entity,
@@ -44,14 +51,21 @@ class Administration:
     Parameters
     ----------
     preset, node_limits: what limits on the namespace rest on; see `trunkline.protocol.limits.resolve`.
+    wall_clock: seconds since the epoch; entities remember when they were made and changed.
     """
 
     def __init__(
-        self, store: EntityStore, *, preset: str = "default", node_limits: Mapping[str, object] | None = None
+        self,
+        store: EntityStore,
+        *,
+        preset: str = "default",
+        node_limits: Mapping[str, object] | None = None,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._preset = preset
         self._node_limits = dict(node_limits or {})
+        self._wall_clock = wall_clock
 
     async def get(self, id: str) -> Entity | None:
         """The entity with that id as the store has it now."""
@@ -69,6 +83,18 @@ class Administration:
         found = [from_document(document.id, document.body) for document in documents]
         return tuple(each for each in found if isinstance(each, HybridConnection))
 
+    async def hosts(self, *, but: str | None = None) -> dict[str, Entity]:
+        """Who lists which host. A host that a namespace lists as well is the namespace's.
+
+        Parameters
+        ----------
+        but: leaves out what was made by the declarative file of that name; None leaves out nothing.
+        """
+        found = [from_document(each.id, each.body) for each in await self._store.list("/") if each.body.get("hosts")]
+        found = [each for each in found if but is None or each.origin != but]
+        found.sort(key=lambda each: isinstance(each, Namespace))
+        return {host: each for each in found for host in each.hosts}
+
     def most_hybrid_connections(self, namespace: Namespace) -> int:
         """How many it may have; 0: any number."""
         return resolve(self._preset, self._node_limits, namespace.limits).max_hybrid_connections
@@ -76,7 +102,8 @@ class Administration:
     async def create_namespace(self, namespace: Namespace) -> None:
         """Raises InvalidSetting, EndpointAlreadyExists."""
         check_entity(namespace)
-        namespace = dataclasses.replace(namespace, hybrid_connections=0)
+        now = self._wall_clock()
+        namespace = dataclasses.replace(namespace, hybrid_connections=0, created_at=now, updated_at=now)
         try:
             await self._store.put(namespace.id, to_document(namespace), etag=None)
         except EtagMismatch:
@@ -85,6 +112,9 @@ class Administration:
     async def create_hybrid_connection(self, entity: HybridConnection) -> None:
         """Raises InvalidSetting, EndpointNotFound (no such namespace), EndpointAlreadyExists, EntityQuotaExceeded."""
         check_entity(entity)
+        await self._check_hosts(entity)
+        now = self._wall_clock()
+        entity = dataclasses.replace(entity, created_at=now, updated_at=now)
         await self._count(entity, +1)
         try:
             document = await self._store.put(entity.id, to_document(entity), etag=None)
@@ -155,6 +185,19 @@ class Administration:
                 for orphan in await self._store.list(children_prefix(namespace_id)):
                     await self._store.delete(orphan.id, etag=orphan.etag)
 
+    async def _check_hosts(self, entity: Entity) -> None:
+        """Raises InvalidSetting when a hybrid connection has a host that another entity lists.
+
+        What comes from a declarative file was compared by its reader and by `declaration.apply`.
+        """
+        if isinstance(entity, Namespace) or not entity.hosts or entity.origin is not None:
+            return
+        claimed = await self.hosts()
+        for host in entity.hosts:
+            owner = claimed.get(host)
+            if owner is not None and owner.key != entity.key:
+                raise InvalidSetting(f"{host} is a host of {owner.name} already")
+
     async def _count(self, entity: HybridConnection, by: int) -> None:
         """Adds to the count of the namespace that holds ``entity``. Raises EntityQuotaExceeded, EndpointNotFound."""
 
@@ -181,8 +224,14 @@ class Administration:
             before = None if document is None else from_document(document.id, document.body)
             if document is None or not isinstance(before, kind):
                 raise EndpointNotFound(entity=id)
-            after = dataclasses.replace(edit(before), id=document.id)
+            after = dataclasses.replace(
+                edit(before), id=document.id, created_at=before.created_at, updated_at=before.updated_at
+            )
             check_entity(after)
+            if after.hosts != before.hosts:
+                await self._check_hosts(after)
+            if after != before:
+                after = dataclasses.replace(after, updated_at=self._wall_clock())
             body = to_document(after)
             if body != document.body:
                 try:

@@ -13,6 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from trunkline.protocol.limits import Limits, resolve
+from trunkline.server.config import names
 from trunkline.server.entities.model import (
     DamagedDocument,
     Entity,
@@ -172,6 +173,24 @@ class Catalog:
             self._index()
             return frozenset(self._by_host)
         return frozenset((f"{namespace.name.lower()}.{self._domain}", *namespace.hosts))
+
+    def certificate_names(self) -> frozenset[str]:
+        """What a certificate must name for all hosts that lead here: also with a ``*`` as their first label.
+
+        The wildcard is for hybrid connections. Below a host of one label clients take none ("*.localhost"): there each
+        hybrid connection is named.
+        """
+        self._index()
+        found = {*self._by_host, *self._by_own_host}
+        for host, namespace in self._by_host.items():
+            if ":" in host or host.replace(".", "").isdigit():  # an IP address
+                continue
+            if "." in host:
+                found.add(f"*.{host}")
+            else:
+                labels = (child.name.lower() for child in self.hybrid_connections(namespace))
+                found.update(f"{label}.{host}" for label in labels if names.is_label(label))
+        return frozenset(found)
 
     def limits(self, namespace: Namespace, entity: HybridConnection | None = None) -> Limits:
         """The limits in force: node, then namespace, then hybrid connection, the nearest wins."""

@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from trunkline.protocol.errors import EntityQuotaExceeded
+from trunkline.protocol.errors import EntityQuotaExceeded, InvalidSetting
 from trunkline.server.config.declarative import Declaration, DeclaredHybridConnection, DeclaredNamespace, DeclaredRule
 from trunkline.server.entities.administration import Administration
 from trunkline.server.entities.model import (
@@ -53,8 +53,9 @@ async def apply(
     ----------
     new_key: makes the keys that the declaration does not give and the store does not have.
 
-    Raises EntityQuotaExceeded when a namespace would hold more hybrid connections than it may; then nothing was
-    written. Raises StoreError.
+    Raises EntityQuotaExceeded when a namespace would hold more hybrid connections than it may, InvalidSetting when a
+    hybrid connection has a host that something has which the file did not make; then nothing was written. Raises
+    StoreError.
     """
     return await _Application(administration, declaration, new_key).run()
 
@@ -73,6 +74,7 @@ class _Application:
     async def run(self) -> Applied:
         for declared in self._declaration.namespaces:
             await self._check_room(declared)
+        await self._check_hosts()
         # First what goes: what comes may need its place.
         await self._remove_dropped()
         for order, declared in enumerate(self._declaration.namespaces):
@@ -94,6 +96,18 @@ class _Application:
                 f" connections, and it may have {most}: raise max_hybrid_connections or declare fewer",
                 entity=id,
             )
+
+    async def _check_hosts(self) -> None:
+        # Those of one file were compared with each other when it was read.
+        claimed = await self._administration.hosts(but=self._origin)
+        for namespace in self._declaration.namespaces:
+            for child in namespace.hybrid_connections:
+                for host in child.hosts:
+                    if host in claimed:
+                        raise InvalidSetting(
+                            f"{self._origin} gives the hybrid connection {namespace.name}/{child.name} the host {host},"
+                            f" and that is a host of {_named(claimed[host])} already"
+                        )
 
     async def _remove_dropped(self) -> None:
         declared = {
@@ -145,6 +159,8 @@ class _Application:
                 rules=self._rules(declared.rules, before.rules),
                 user_metadata=declared.user_metadata,
                 enabled=declared.enabled,
+                hosts=declared.hosts,
+                accepts=declared.accepts,
                 origin=self._origin,
             )
 

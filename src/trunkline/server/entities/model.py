@@ -69,6 +69,10 @@ class _Entity:
     rules: tuple[Rule, ...] = ()
     #: Name of the declarative file that made it, the only one that may change or remove it; None: made otherwise.
     origin: str | None = None
+    #: When it was made and when it was last changed, in seconds since the epoch; None: before that was remembered. Not
+    #: part of what makes two entities differ.
+    created_at: float | None = field(default=None, compare=False)
+    updated_at: float | None = field(default=None, compare=False)
 
     @cached_property
     def key(self) -> str:
@@ -111,6 +115,8 @@ class HybridConnection(_Entity):
     enabled: bool = True
     #: Host names of its own, in lower case: the whole path of a request for one of them is the sender's.
     hosts: tuple[str, ...] = ()
+    #: What senders may be, of `names.SENDERS`: a listener that cannot serve the others never hears of them.
+    accepts: tuple[str, ...] = names.SENDERS
 
     @cached_property
     def name(self) -> str:
@@ -186,6 +192,8 @@ def check_entity(entity: Entity) -> None:
         names.namespace_name(entity.name)
     else:
         names.hybrid_connection_name(entity.name)
+        if names.accepts(entity.accepts) != entity.accepts:
+            raise InvalidSetting(f"what {entity.name} accepts is kept in this order: {names.SENDERS}")
         if entity.user_metadata is not None:
             names.user_metadata(entity.user_metadata)
     scope: Scope = "namespace" if isinstance(entity, Namespace) else "hybrid_connection"
@@ -210,6 +218,9 @@ def to_document(entity: Entity) -> dict[str, Any]:
     }
     if entity.origin is not None:
         body["origin"] = entity.origin
+    for key, moment in (("createdAt", entity.created_at), ("updatedAt", entity.updated_at)):
+        if moment is not None:
+            body[key] = moment
     if isinstance(entity, Namespace):
         body |= {"hosts": list(entity.hosts), "hybridConnections": entity.hybrid_connections}
         if entity.declared_order is not None:
@@ -218,6 +229,8 @@ def to_document(entity: Entity) -> dict[str, Any]:
         body["enabled"] = entity.enabled
         if entity.hosts:
             body["hosts"] = list(entity.hosts)
+        if entity.accepts != names.SENDERS:
+            body["accepts"] = list(entity.accepts)
         if entity.user_metadata is not None:
             body["userMetadata"] = entity.user_metadata
     return body
@@ -232,6 +245,8 @@ def from_document(id: str, body: Mapping[str, Any]) -> Entity:
             "limits": dict(_expect(body, "limits", dict)),
             "rules": tuple(_rule(rule) for rule in _expect(body, "rules", list)),
             "origin": _optional(body, "origin", str),
+            "created_at": _optional(body, "createdAt", float),
+            "updated_at": _optional(body, "updatedAt", float),
         }
         entity: Entity
         if is_namespace:
@@ -246,6 +261,7 @@ def from_document(id: str, body: Mapping[str, Any]) -> Entity:
                 user_metadata=_optional(body, "userMetadata", str),
                 enabled=_expect(body, "enabled", bool),
                 hosts=tuple(_optional(body, "hosts", list) or ()),
+                accepts=tuple(_optional(body, "accepts", list) or names.SENDERS),
                 **common,
             )
         check_entity(entity)

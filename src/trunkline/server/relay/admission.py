@@ -210,6 +210,8 @@ class Admission:
             grant.require(right)
         if not entity.enabled:
             raise EndpointDisabled()
+        if action is not Action.LISTEN:
+            _check_kind(entity, is_request=subject.is_request)
         if action is Action.CONNECT and isinstance(target, HttpTarget) and not limits.plain_path_websockets:
             raise InvalidRequest("A WebSocket goes to /$hc/ and the path of a hybrid connection")
         listens = right is Right.LISTEN
@@ -308,6 +310,17 @@ def address_of(exchange: Exchange) -> str:
     host = exchange.head.get("Host") or "unknown"
     path = "/" + _FRONT.sub("", exchange.head.target.partition("?")[0], count=1)
     return clean_phrase(f"sb://{host}{path}")
+
+
+def _check_kind(entity: HybridConnection, *, is_request: bool) -> None:
+    """Raises InvalidRequest for a kind of sender that the listeners of the entity do not serve.
+
+    It is the sender who has to do otherwise: a 4xx, which no gateway tries again and no monitor takes for a fault.
+    """
+    if is_request and "http" not in entity.accepts:
+        raise InvalidRequest(f"{entity.name} takes WebSockets only (accepts), and this is a plain HTTP request")
+    if not is_request and "websocket" not in entity.accepts:
+        raise InvalidRequest(f"{entity.name} takes plain HTTP requests only (accepts), and this is a WebSocket")
 
 
 def find_token(head: RequestHead, target: RelayTarget | HttpTarget) -> tuple[str | None, str | None]:

@@ -1,0 +1,66 @@
+"""Hosts of a hybrid connection's own, over TLS that the client checks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import pytest
+import websockets
+
+from e2e.quiet_node import quiet_node
+from trunkline.sdk import HybridConnectionListener
+from trunkline.testing import RelayNode
+
+
+async def exchanged(
+    node: RelayNode, listener: HybridConnectionListener, host: str, target: str
+) -> tuple[str | bytes | None, str, str, Mapping[str, str]]:
+    """A message that reached the listener, with the suffix, the query and the headers that it saw."""
+    dial = websockets.connect(
+        f"wss://{host}:{node.port}{target}",
+        host="127.0.0.1",
+        port=node.port,
+        ssl=node.client_context() or None,
+        additional_headers={"X-Forwarded-Prefix": "/theirs"},
+        proxy=None,
+    )
+    async with asyncio.timeout(10), dial as sender:
+        connection = await listener.accept()
+        await sender.send("hello")
+        message, request = await connection.recv(), connection.request
+        await connection.close()
+        assert request is not None
+        return message, request.suffix, request.query, request.headers
+
+
+@pytest.mark.loop("uvloop")
+async def test_browser_reaches_a_listener_by_a_host_of_its_own_with_every_path() -> None:
+    anonymous = {"requires_client_authorization": False}
+    async with quiet_node({"orders": anonymous, "shop": anonymous}, tls=True) as node:
+        async with node.listener("orders") as orders, node.listener("shop") as shop:
+            # In front of a host of the namespace, by its name alone.
+            came = await exchanged(node, orders, "orders.testing.localhost", "/live/1?a=b")
+            assert came[:3] == ("hello", "live/1", "a=b") and came[3]["X-Forwarded-Prefix"] == "/"
+            # By the path, from any other.
+            came = await exchanged(node, orders, "localhost", "/orders/live/2")
+            assert came[:3] == ("hello", "live/2", "") and came[3]["X-Forwarded-Prefix"] == "/theirs"
+            # By a name that it gets while the node runs, also in the certificate.
+            await node.change_hybrid_connection("shop", hosts=["shop.example.com"])
+            came = await exchanged(node, shop, "shop.example.com", "/orders")
+            assert came[:3] == ("hello", "orders", "") and came[3]["X-Forwarded-Prefix"] == "/"
+
+
+@pytest.mark.loop("uvloop")
+async def test_listener_that_speaks_http_only_never_hears_of_a_websocket() -> None:
+    async with quiet_node({"web": {"accepts": ["http"]}}) as node, node.listener("web") as listener:
+        for target in ("/web", "/$hc/web?sb-hc-action=connect"):
+            with pytest.raises(websockets.InvalidStatus) as refused:
+                headers = {"ServiceBusAuthorization": node.token("web")}
+                await websockets.connect(f"ws://127.0.0.1:{node.port}{target}", additional_headers=headers, proxy=None)
+            assert refused.value.response.status_code == 400
+            assert "web takes plain HTTP requests only" in refused.value.response.reason_phrase
+        await node.change_hybrid_connection("web", accepts=["http", "websocket"])
+        async with await node.client("web").create_connection() as sender:
+            await sender.send("now")
+            assert await (await listener.accept()).recv() == "now"
