@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from sdk.fake_clock import FakeClock
-from sdk.listening import online
-from sdk.relay_stub import REQUEST_ID, Peer, RelayStub
+from sdk.listening import RULE, online
+from sdk.relay_stub import REQUEST_ID, WITHIN, Peer, RelayStub, until
+from trunkline.protocol.errors import AccessDenied, ConnectionLost, HeadersTooLarge, InvalidSetting
 from trunkline.protocol.frames import Data, Opcode
-from trunkline.sdk import HttpRequest, HttpResponse
+from trunkline.sdk import HttpRequest, HttpResponse, HybridConnectionListener
 from trunkline.sdk.http_service import FLUSH_AFTER
 
 BIG = bytes(range(256)) * 1200  # more than the control channel takes, and than one piece
@@ -297,3 +298,392 @@ async def test_early_answer_goes_out_before_the_body_was_read() -> None:
         response, body = await leg.response()
         assert (response["statusCode"], body) == (403, b"no")
         assert (await leg.close_frame()).code == 1000
+
+
+async def test_answer_whose_length_is_known_to_be_long_takes_the_rendezvous_at_once() -> None:
+    async def handler(request: HttpRequest) -> None:
+        answer = await request.respond(200, length=len(BIG))
+        await answer.write(BIG[:10])
+        await answer.end(BIG[10:])
+
+    clock = FakeClock()
+    async with RelayStub() as relay, online(relay, http_handler=handler, _clock=clock, heartbeat=0) as (_, control):
+        control.request(address(relay))
+        leg = await arrived(relay)
+        response, body = await leg.response()
+        assert (response["responseHeaders"], body) == ({"Content-Length": str(len(BIG))}, BIG)
+
+
+async def test_writer_waits_while_its_rendezvous_opens() -> None:
+    written: list[int] = []
+
+    async def handler(request: HttpRequest) -> None:
+        answer = await request.respond(200)
+        for number in range(100):
+            await answer.write(BIG)
+            written.append(number)
+
+    async with RelayStub() as relay, online(relay, http_handler=handler) as (_, control):
+        control.request(address(relay))
+        leg = await relay.next()
+        assert written == []
+        await leg.upgrade()
+        _, body = await leg.response()
+        assert body == BIG * 100
+        assert (await leg.close_frame()).code == 1000  # the handler returned without `end`
+
+
+@pytest.mark.parametrize("fetched", [True, False])
+async def test_head_has_no_body_on_either_way(fetched: bool) -> None:
+    done = asyncio.Event()
+
+    async def handler(request: HttpRequest) -> None:
+        answer = await request.respond(200, {"A": "b"}, length=1_000_000)
+        await answer.write(b"dropped")
+        done.set()
+        await asyncio.sleep(0)
+        await answer.end(b"dropped")
+
+    clock = FakeClock()
+    async with RelayStub() as relay, online(relay, http_handler=handler, _clock=clock, heartbeat=0) as (_, control):
+        if fetched:
+            leg = await told(relay, control, method="HEAD")
+        else:
+            control.request(address(relay), method="HEAD")
+            leg = control
+        response, body = await leg.response()
+        assert (response["responseHeaders"], body) == ({"A": "b", "Content-Length": "1000000"}, None)
+        if fetched:
+            assert (await leg.close_frame()).code == 1000
+
+
+async def test_head_of_an_answer_without_a_body_is_not_held_for_ever() -> None:
+    go = asyncio.Event()
+
+    async def handler(request: HttpRequest) -> None:
+        answer = await request.respond(204)
+        begun.set()
+        await go.wait()
+        await answer.end()
+
+    clock = FakeClock()
+    begun = asyncio.Event()
+    async with RelayStub() as relay, online(relay, http_handler=handler, _clock=clock, heartbeat=0) as (_, control):
+        control.request(address(relay))
+        await begun.wait()
+        clock.advance(FLUSH_AFTER)
+        assert (await control.response())[0]["statusCode"] == 204
+        go.set()
+        control.request(address(relay))
+        assert (await control.response())[0]["statusCode"] == 204
+
+
+async def test_answers_that_are_held_share_one_timer_and_each_waits_as_long() -> None:
+    begun: asyncio.Queue[str] = asyncio.Queue()
+
+    async def handler(request: HttpRequest) -> None:
+        await request.respond(200)
+        begun.put_nowait(request.suffix)
+        await asyncio.Event().wait()
+
+    clock = FakeClock()
+    async with RelayStub() as relay, online(relay, http_handler=handler, _clock=clock, heartbeat=0) as (_, control):
+        for name in ("a", "b"):
+            control.request(address(relay), target=f"/orders/{name}")
+            assert await begun.get() == name
+            assert relay.idle()
+            clock.advance(FLUSH_AFTER / 2)
+        await arrived(relay)
+        assert relay.idle()
+        clock.advance(FLUSH_AFTER / 2)
+        await arrived(relay)
+
+
+# --- ends before the end --------------------------------------------------------------------------------------
+
+
+async def test_sender_that_leaves_is_told_to_the_handler_and_nothing_more_can_be_written() -> None:
+    told_so: list[str] = []
+
+    async def handler(request: HttpRequest) -> None:
+        answer = await request.respond(200, length=1_000_000)
+        await answer.write(b"part")
+        assert not request.disconnected.done()
+        await request.disconnected
+        told_so.append("left")
+        assert "disconnected" in repr(request)
+        with pytest.raises(ConnectionLost):
+            await answer.write(b"more")
+        with pytest.raises(ConnectionLost):
+            await answer.end()
+        told_so.append("refused")
+        await request.disconnected
+
+    async with RelayStub() as relay, online(relay, http_handler=handler) as (_, control):
+        control.request(address(relay))
+        leg = await arrived(relay)
+        await leg.command()
+        leg.send_close(1001, "The sender has left")
+        await until(lambda: told_so == ["left", "refused"])
+
+
+async def test_stream_that_waits_is_ended_when_the_sender_leaves() -> None:
+    ended: list[str] = []
+
+    async def events() -> AsyncIterator[bytes]:
+        try:
+            yield BIG
+            await asyncio.Event().wait()
+        finally:
+            ended.append("cleaned up")
+
+    async def handler(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(200, events())
+
+    async with RelayStub() as relay, online(relay, http_handler=handler, max_requests=1) as (_, control):
+        control.request(address(relay))
+        leg = await arrived(relay)
+        await leg.command()
+        leg.abort()
+        await until(lambda: ended == ["cleaned up"])
+        await _is_served(relay, control)
+
+
+async def _is_served(relay: RelayStub, control: Peer) -> None:
+    """The next request gets its slot: what came before was let go."""
+    control.request(address(relay), method="HEAD")
+    assert (await control.response())[0]["statusCode"] == 200
+
+
+async def test_stream_that_fails_is_broken_off() -> None:
+    async def events() -> AsyncIterator[bytes]:
+        yield BIG
+        raise ValueError("a fault of the application")
+
+    async def handler(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(200, events())
+
+    async with RelayStub() as relay, online(relay, http_handler=handler) as (_, control):
+        control.request(address(relay))
+        leg = await arrived(relay)
+        assert (await leg.command())["response"]["body"] is True
+        size = 0
+        while isinstance(piece := await leg.piece(), Data):
+            assert not piece.end
+            size += len(piece.payload)
+        assert size in (0, len(BIG))  # the fault may come before the rendezvous is open
+        assert piece.opcode is Opcode.CLOSE and piece.payload[:2] == b"\x03\xf3"  # 1011
+
+
+async def test_answer_that_is_aborted_gives_502_or_a_break() -> None:
+    async def handler(request: HttpRequest) -> None:
+        answer = await request.respond(200)
+        if request.suffix == "streams":
+            await answer.write(BIG)
+            await request._writer._opened()  # type: ignore[union-attr]
+        answer.abort()
+        answer.abort()
+        with pytest.raises(RuntimeError, match="has ended"):
+            await answer.write(b"more")
+
+    async with RelayStub() as relay, online(relay, http_handler=handler) as (_, control):
+        control.request(address(relay))
+        response, body = await control.response()
+        assert (response["statusCode"], body) == (502, f"The answer was broken off. TrackingId:{REQUEST_ID}\n".encode())
+        control.request(address(relay), target="/orders/streams")
+        leg = await arrived(relay)
+        await leg.command()
+        while isinstance(piece := await leg.piece(), Data):
+            assert not piece.end
+        assert piece.payload[:2] == b"\x03\xf3"
+
+
+async def test_handler_that_fails_on_a_fetched_request_answers_500_there() -> None:
+    async with RelayStub() as relay, online(relay, http_handler=fails) as (_, control):
+        leg = await told(relay, control, method="PUT", body=b"body")
+        assert (await leg.response())[0]["statusCode"] == 500
+        assert (await leg.close_frame()).code == 1000
+
+
+async def test_rendezvous_that_cannot_be_reached_gives_502_and_the_handler_is_told() -> None:
+    errors: list[Exception] = []
+
+    async def handler(request: HttpRequest) -> None:
+        answer = await request.respond(200)
+        try:
+            await answer.write(BIG)
+        except ConnectionLost as error:
+            errors.append(error)
+        with pytest.raises(ConnectionLost, match="cannot be reached"):
+            await answer.end()
+        assert request.disconnected.done()
+
+    async with RelayStub() as relay, online(relay, http_handler=handler) as (_, control):
+        control.request(address(relay))
+        await (await relay.next()).refuse(403, "The rendezvous is gone")
+        response, body = await control.response()
+        assert response["statusCode"] == 502
+        await until(lambda: bool(errors))
+        assert isinstance(errors[0].__cause__, AccessDenied)
+        assert body is not None and REQUEST_ID.encode() in body
+
+
+async def test_request_that_cannot_be_fetched_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    async with RelayStub() as relay, online(relay, http_handler=hello, max_requests=1) as (_, control):
+        control.send_command("request", address=address(relay), id=REQUEST_ID)
+        await (await relay.next()).refuse(403, "The rendezvous is gone")
+        await until(lambda: "cannot be fetched" in caplog.text)
+        control.send_command("request", address=address(relay), id=REQUEST_ID)
+        leg = await arrived(relay)
+        leg.send_close(1001, "The sender has left")
+        await until(lambda: "ended with 1001" in caplog.text)
+        await _is_served(relay, control)
+
+
+async def test_loss_of_the_control_channel_ends_what_has_no_rendezvous() -> None:
+    seen: dict[str, HttpRequest] = {}
+    go = asyncio.Event()
+
+    async def handler(request: HttpRequest) -> HttpResponse | None:
+        seen[request.suffix] = request
+        if request.suffix == "small":
+            await request.disconnected
+            return HttpResponse(200, b"nobody hears this")
+        answer = await request.respond(200, length=1_000_000)
+        await go.wait()
+        await answer.end(b"heard")
+        return None
+
+    async with RelayStub() as relay, online(relay, http_handler=handler) as (_, control):
+        control.request(address(relay), target="/orders/small")
+        control.request(address(relay), target="/orders/large")
+        leg = await arrived(relay)
+        await until(lambda: len(seen) == 2)
+        control.abort()
+        await seen["small"].disconnected
+        assert not seen["large"].disconnected.done()
+        go.set()
+        assert (await leg.response())[1] == b"heard"
+
+
+async def test_closing_listener_finishes_its_requests_over_their_rendezvous() -> None:
+    go = asyncio.Event()
+
+    async def handler(request: HttpRequest) -> HttpResponse | None:
+        if request.suffix == "begun":
+            answer = await request.respond(200)
+            await answer.write(b"be")
+            await go.wait()
+            await answer.end(b"gun")
+            return None
+        await go.wait()
+        return HttpResponse(200, b"whole")
+
+    clock = FakeClock()
+    async with RelayStub() as relay, online(relay, http_handler=handler, _clock=clock) as (listener, control):
+        control.request(address(relay), target="/orders/begun")
+        control.request(address(relay), target="/orders/whole")
+        control.send(Opcode.PING)
+        await control.control(Opcode.PONG)
+        async with asyncio.TaskGroup() as tasks:
+            closing = tasks.create_task(listener.close(wait=WITHIN))
+            legs = [await arrived(relay), await arrived(relay)]
+            assert (await control.close_frame()).code == 1000
+            control.send_close()
+            control.close()
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert not closing.done()
+            go.set()
+            assert {(await leg.response())[1] for leg in legs} == {b"begun", b"whole"}
+            for leg in legs:
+                assert (await leg.close_frame()).code == 1000
+                leg.send_close()
+                await leg.eof()
+
+
+async def test_request_that_is_answered_while_the_listener_leaves_is_answered_once() -> None:
+    go = asyncio.Event()
+
+    async def handler(request: HttpRequest) -> HttpResponse:
+        await go.wait()
+        return HttpResponse(200, b"whole")
+
+    async with RelayStub() as relay, online(relay, http_handler=handler) as (listener, control):
+        control.request(address(relay))
+        control.send(Opcode.PING)
+        await control.control(Opcode.PONG)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(listener.close(wait=WITHIN))
+            leg = await relay.next()
+            go.set()
+            assert (await control.response())[1] == b"whole"
+            await leg.upgrade()
+            assert (await leg.close_frame()).code == 1000
+            leg.send_close()
+            assert (await control.close_frame()).code == 1000
+            control.send_close()
+            control.close()
+
+
+async def test_close_without_a_wait_cancels_the_handlers() -> None:
+    ended: list[str] = []
+    begun = asyncio.Event()
+
+    async def handler(request: HttpRequest) -> HttpResponse:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("cancelled")
+        return HttpResponse()
+
+    async with RelayStub() as relay, online(relay, http_handler=handler) as (listener, control):
+        control.request(address(relay))
+        await begun.wait()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(listener.close())
+            assert (await control.close_frame()).code == 1000
+            control.send_close()
+            control.close()
+        assert ended == ["cancelled"]
+
+
+async def test_handler_may_close_its_own_listener() -> None:
+    async def handler(request: HttpRequest) -> HttpResponse:
+        await listener.close(wait=WITHIN)
+        return HttpResponse(200, b"closed")
+
+    async with RelayStub() as relay, online(relay, http_handler=handler) as (listener, control):
+        control.request(address(relay))
+        leg = await arrived(relay)
+        assert (await control.close_frame()).code == 1000
+        control.send_close()
+        control.close()
+        assert (await leg.response())[1] == b"closed"
+        assert (await leg.close_frame()).code == 1000
+
+
+async def test_request_is_answered_once() -> None:
+    faults: list[str] = []
+
+    async def handler(request: HttpRequest) -> None:
+        with pytest.raises(HeadersTooLarge):
+            await request.respond(headers={"A": "b" * 65_536})
+        answer = await request.respond(200)
+        with pytest.raises(RuntimeError, match="answered once"):
+            await request.respond(200)
+        await answer.end(b"once")
+        with pytest.raises(RuntimeError, match="has ended"):
+            await answer.end()
+        faults.append("none")
+
+    async with RelayStub() as relay, online(relay, http_handler=handler) as (_, control):
+        control.request(address(relay))
+        assert (await control.response())[1] == b"once"
+        await until(lambda: faults == ["none"])
+
+
+def test_max_requests_must_be_at_least_one() -> None:
+    with pytest.raises(InvalidSetting, match="max_requests is 0"):
+        HybridConnectionListener("ws://localhost/orders", **RULE, max_requests=0)

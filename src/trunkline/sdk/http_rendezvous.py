@@ -60,8 +60,8 @@ class HttpLeg:
         self._whole = False
         # Resolved when any of this, or `ended`, changes; None while nobody waits for it.
         self._changed: asyncio.Future[None] | None = None
-        # This end has closed: what follows is no news.
-        self._closing = False
+        #: This end has closed: what follows is no news.
+        self.closing = False
         #: Why nothing can be sent or received any more; None while it can.
         self.ended: Ended | None = None
         #: Called when the relay or the network has ended the leg, which is how a sender's leaving is told.
@@ -172,13 +172,13 @@ class HttpLeg:
 
     def close(self, code: int, reason: str) -> None:
         """Close: 1000 after a whole answer, anything else breaks it off. Unread data is dropped."""
-        self._closing = True
+        self.closing = True
         self._forget()
         self._run(self._core.close(code, reason, self._clock.monotonic()))
 
     def abort(self) -> None:
         """Cut the transport."""
-        self._closing = True
+        self.closing = True
         self._link.abort()
 
     def tick(self) -> None:
@@ -215,7 +215,7 @@ class HttpLeg:
                 case Ended():
                     self.ended = command
                     self._tell_change()
-                    if self.on_lost is not None and not self._closing:
+                    if self.on_lost is not None and not self.closing:
                         self.on_lost()
                 case CloseTransport():
                     self._link.close()

@@ -37,6 +37,8 @@ FLUSH_AFTER = 0.02
 RENDEZVOUS_TIMEOUT = 30.0
 #: Seconds between two looks at the rendezvous that are open.
 _SWEEP = 1.0
+#: Seconds that `leave` takes at most.
+_LEAVE_WITHIN = 2.0
 #: Seconds that `stop` leaves to answers on their last way.
 _LAST_WAY = 6.0
 
@@ -84,6 +86,8 @@ class HttpService:
         self._held: deque[tuple[float, ResponseWriter]] = deque()
         self._flusher: Timer | None = None
         self._stopping = False
+        # Handlers that close their own listener: they are not ended by it, nor waited for.
+        self._closers: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
         return f"<HttpService requests={self._in_hand} rendezvous={len(self._legs)}>"
@@ -106,7 +110,7 @@ class HttpService:
     def channel_ended(self, channel: ControlChannel) -> None:
         """The relay has given up what it asked for on `channel` and what has no rendezvous."""
         for request in [each for each in self._requests if each._channel is channel]:
-            if request._leg is None and (request._writer is None or request._writer._leg is None):
+            if request._leg is None and (request._writer is None or request._writer._opening is None):
                 request._lose()
 
     def _refusal(self) -> tuple[int, str] | None:
@@ -279,21 +283,59 @@ class HttpService:
 
     # --- the end ----------------------------------------------------------------------------------------------
 
+    def spare(self) -> None:
+        """The running task closes the listener; if it is one of these, the end of the listener is not its end."""
+        task = asyncio.current_task()
+        self._closers |= {each for each in self._tasks if each is task}
+
+    async def leave(self) -> None:
+        """Give each request in hand a rendezvous of its own, so that it can be answered without the control channel.
+
+        Returns at a moment in which each has one or cannot have one; under a load that leaves no such moment, soon.
+        """
+        tried: set[HttpRequest] = set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LEAVE_WITHIN):
+                while requests := [each for each in self._requests if each._leg is None and each not in tried]:
+                    tried.update(requests)
+                    await asyncio.wait([self.spawn(self._move(each)) for each in requests])
+
+    async def _move(self, request: HttpRequest) -> None:
+        if request._writer is not None:
+            request._writer._flush()
+            if request._writer._opening is not None:
+                await asyncio.wait([request._writer._opening])
+            return
+        try:
+            leg = await self.dial(request._command.address, request.tracking_id)
+        except (RelayError, OSError) as error:
+            log.warning("%r: the rendezvous cannot be reached: %s", request, error)
+            return
+        if request not in self._requests:
+            leg.close(1000, "")  # answered meanwhile
+        elif request._writer is not None:
+            request._writer._flush(leg)
+        else:
+            request._take(leg)
+
+    def _last(self) -> set[asyncio.Future[None]]:
+        """What the end waits for: handlers, and answers on their last way."""
+        return {*(self._tasks - self._closers), *(leg.closed for leg in self._legs if leg.closing)}
+
     async def drained(self) -> None:
-        """Wait until no request is in hand and no answer on its way. Those that come meanwhile are waited for too."""
-        while self._tasks or self._legs:
-            await asyncio.wait([*self._tasks, *(leg.closed for leg in self._legs)])
+        """Wait until no request is in hand and no answer on its way."""
+        while last := self._last():
+            await asyncio.wait(last)
 
     async def stop(self) -> None:
         """End what is in hand. Answers that are whole get a moment for their last way."""
         self._stopping = True
-        for task in self._tasks:
+        for task in self._tasks - self._closers:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        if self._legs:
-            await asyncio.wait([leg.closed for leg in self._legs], timeout=_LAST_WAY)
-        self.abort()
+        if last := self._last():
+            await asyncio.wait(last, timeout=_LAST_WAY)
+        if not self._closers:
+            self.abort()
 
     def abort(self) -> None:
         """End everything at once."""

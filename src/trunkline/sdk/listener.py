@@ -9,6 +9,7 @@ open() -> register -> online -> (lost: wait, register again) ... -> close()
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import inspect
 import logging
@@ -170,6 +171,8 @@ class HybridConnectionListener:
         # Why `accept` raises after the end: None for `close`.
         self._final_error: Exception | None = None
         self._closing = False
+        # Until when requests in hand may go on after the channel has ended, in seconds of the clock.
+        self._finish_until = 0.0
         self._channel: ControlChannel | None = None
         # Runs from `open` to `close`; owns every other task of the listener.
         self._runner: asyncio.Task[None] | None = None
@@ -271,12 +274,18 @@ class HybridConnectionListener:
         """Leave the relay: take no more offers, close the control channel with 1000. Safe to call again.
 
         Accepted connections are the application's and stay open; those that nobody has taken with `accept` are
-        closed with 1011.
+        closed with 1011. HTTP requests in hand are finished within `wait`; then their handlers are cancelled. A request
+        that the relay sends in the moment of the close gets 502 from it.
 
         Args:
-            wait: seconds to wait for the accepted connections to end by themselves.
+            wait: seconds to wait for the requests in hand, and then the accepted connections, to end by themselves.
         """
+        until = self._clock.monotonic() + wait
         self._closing = True
+        self._http.spare()
+        if wait and self._channel is not None:
+            self._finish_until = until
+            await self._http.leave()
         if self._runner is not None:
             if self._channel is not None:
                 self._channel.close()
@@ -288,7 +297,8 @@ class HybridConnectionListener:
                 return  # a state callback, which the runner waits for
             await asyncio.wait([self._runner])
         if wait and self._connections:
-            await asyncio.wait([connection._link.closed for connection in self._connections], timeout=wait)
+            rest = max(0.0, until - self._clock.monotonic())
+            await asyncio.wait([connection._link.closed for connection in self._connections], timeout=rest)
 
     # --- connections ------------------------------------------------------------------------------------------
 
@@ -361,6 +371,9 @@ class HybridConnectionListener:
                 for job in self._jobs:
                     job.cancel()
                 self._become(ListenerState.OFFLINE)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(max(0.0, self._finish_until - self._clock.monotonic())):
+                        await self._http.drained()
                 await self._http.stop()
             if self._channel is not None:
                 await asyncio.shield(self._channel.closed)

@@ -151,6 +151,7 @@ class HttpRequest:
         "_headers",
         "_leg",
         "_on_gone",
+        "_source",
         "_way",
         "_writer",
     )
@@ -162,7 +163,9 @@ class HttpRequest:
         self._body = body
         # The control channel that told of it.
         self._channel = channel
-        # The rendezvous that the request came by; None when it came over the control channel.
+        # The rendezvous that the body comes by; None when it came over the control channel.
+        self._source = leg
+        # The rendezvous that the answer takes, once that is sure.
         self._leg = leg
         self._entity = entity
         self._way = way
@@ -174,7 +177,7 @@ class HttpRequest:
         # Ends what nobody waits for any more: the iteration of a streamed body.
         self._on_gone: asyncio.Task[None] | None = None
         if leg is not None:
-            leg.on_lost = self._lose
+            self._take(leg)
 
     def __repr__(self) -> str:
         # Without the query, which may hold credentials.
@@ -277,8 +280,8 @@ class HttpRequest:
         if self._body:
             body, self._body = self._body, b""
             yield body
-        if self._leg is not None:
-            while piece := await self._leg.piece():
+        if self._source is not None:
+            while piece := await self._source.piece():
                 yield piece
 
     # --- the answer -------------------------------------------------------------------------------------------
@@ -325,6 +328,13 @@ class HttpRequest:
                 limit = f"{size} bytes, and {CONTROL_MESSAGE_LIMIT} is the limit"
                 raise HeadersTooLarge(f"The head of the answer is too long: {limit}", tracking_id=self._command.id)
         return response
+
+    def _take(self, leg: HttpLeg) -> None:
+        """The answer takes this rendezvous."""
+        self._leg = leg
+        leg.on_lost = self._lose
+        if leg.ended is not None:
+            self._lose()
 
     def _lose(self) -> None:
         """Nobody waits for the answer any more."""
@@ -462,13 +472,15 @@ class ResponseWriter:
         else:
             self._way.hold(self)
 
-    def _flush(self) -> None:
-        """The answer is held for long enough."""
+    def _flush(self, leg: HttpLeg | None = None) -> None:
+        """The answer is held for long enough; `leg`: its rendezvous, if there is one already."""
+        if self._stage is _Stage.HELD and self._response.body:
+            self._open(leg)
+            return
         if self._stage is _Stage.HELD:
-            if self._response.body:
-                self._open()
-            else:
-                self._send_small(b"")
+            self._send_small(b"")
+        if leg is not None:
+            leg.close(1000, "")
 
     def _send_small(self, data: bytes) -> None:
         """The answer is whole and small."""
@@ -477,14 +489,14 @@ class ResponseWriter:
         response = self._response if body else replace(self._response, body=False)
         self._way.respond(self._request, response, body)
 
-    def _open(self) -> None:
+    def _open(self, leg: HttpLeg | None = None) -> None:
         self._stage = _Stage.OPENING
-        self._opening = self._way.spawn(self._stream())
+        self._opening = self._way.spawn(self._stream(leg))
 
-    async def _stream(self) -> None:
+    async def _stream(self, leg: HttpLeg | None) -> None:
         """Go to the rendezvous and send what is held."""
         try:
-            leg = await self._way.dial(self._request._command.address, self._request.tracking_id)
+            leg = leg or await self._way.dial(self._request._command.address, self._request.tracking_id)
         except (RelayError, OSError) as error:
             self._stage = _Stage.SENT
             self._error = error
@@ -493,7 +505,7 @@ class ResponseWriter:
             self._answer_instead(502, "The listener cannot reach the rendezvous of the request")
             return
         self._leg = leg
-        leg.on_lost = self._request._lose
+        self._request._take(leg)
         try:
             leg.command(self._response)
             while self._held:
