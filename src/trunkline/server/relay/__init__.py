@@ -6,6 +6,7 @@
     forwarded        whose connection it is that a trusted proxy passes on
     request_head     what it asks for, read
     admission        may it listen or connect: the order of checks
+    runtime_information   what the relay itself answers to the .NET client
     held_refusals    whose refusals are answered a moment later
     broker           brings a sender and a listener together
     listeners        who listens, who gets the next sender, is there room

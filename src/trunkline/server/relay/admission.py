@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from trunkline.protocol.errors import (
     AuthorizationFailed,
@@ -45,6 +46,7 @@ from trunkline.protocol.urls import tracking_id as tracking_id_of
 from trunkline.server.entities.authorization import Authorizer, Grant
 from trunkline.server.entities.catalog import Catalog
 from trunkline.server.entities.model import HybridConnection, Namespace
+from trunkline.server.relay import runtime_information
 from trunkline.server.relay.frontend import Exchange
 from trunkline.server.relay.request_head import RequestHead
 
@@ -102,9 +104,34 @@ class Subject:
     action: Action | None = None
     # Whether it is a plain HTTP request for a hybrid connection.
     is_request: bool = False
+    # Whether it asks the relay itself; see `runtime_information`.
+    is_inquiry: bool = False
     # None where there is none.
     namespace: Namespace | None = None
     entity: HybridConnection | None = None
+
+
+class _Place(NamedTuple):
+    """What a request asks for."""
+
+    namespace: Namespace
+    # None: there is no such.
+    entity: HybridConnection | None
+    # In force on the entity, or the namespace.
+    limits: Limits
+    suffix: str
+    # As in `Admitted`.
+    host: str
+    own_host: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Inquiry:
+    """Somebody with a right who asks the relay what it knows of a hybrid connection."""
+
+    entity: HybridConnection
+    limits: Limits
+    tracking_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +165,7 @@ class Admission:
         self._wall_clock = wall_clock
         self._new_guid = new_guid
 
-    def admit(self, exchange: Exchange) -> Admitted | Arrival:
+    def admit(self, exchange: Exchange) -> Admitted | Arrival | Inquiry:
         """Decide about one request; `exchange.subject` says afterwards what it is about.
 
         Raises:
@@ -152,6 +179,9 @@ class Admission:
             if isinstance(target, HttpTarget):
                 if exchange.head.is_websocket:
                     subject.action = Action.CONNECT
+                elif runtime_information.is_inquiry(exchange.head):
+                    subject.is_inquiry = True
+                    return self._inquire(exchange.head, target, subject)
                 else:
                     subject.is_request = True
                 return self._admit(exchange.head, target, subject)
@@ -167,44 +197,18 @@ class Admission:
             raise
 
     def _admit(self, head: RequestHead, target: RelayTarget | HttpTarget, subject: Subject) -> Admitted:
-        authority = head.get("Host") or ""
-        host = split_authority(authority)[0].removesuffix(".")
-        # Given whole: an IPv6 address without its brackets could not be told from a host with a port.
-        namespace, own = self._catalog.place(authority)
-        if namespace is None:
-            raise EndpointNotFound(f"Endpoint does not exist: no namespace of this relay is called {host}")
-        entity = None if isinstance(target, RelayTarget) else own
-        own_host = entity is not None
-        if entity is not None:
-            suffix = target.raw_path
-        else:
-            entity, suffix = self._entity(namespace, target)
-        action = subject.action
-        if action is Action.LISTEN and suffix:
-            # The path of a listener has no rest.
-            entity = None
-        subject.namespace, subject.entity = namespace, entity
-        limits = self._catalog.limits(namespace, entity)
+        place = self._locate(head, target, subject)
+        entity, action = place.entity, subject.action
         right = Right.LISTEN if action is Action.LISTEN else Right.SEND
-        anonymous = right is Right.SEND and entity is not None and not limits.requires_client_authorization
+        anonymous = right is Right.SEND and entity is not None and not place.limits.requires_client_authorization
         grant: Grant | None = None
         token_header: str | None = None
         if not anonymous:
-            token, token_header = find_token(head, target)
-            grant = self._authorizer.authenticate(
-                namespace,
-                "/".join(target.segments),
-                entity,
-                token,
-                host=host,
-                limits=limits,
-                now=self._wall_clock(),
-            )
+            grant, token_header = self._authenticate(head, target, place)
         if entity is None:
-            # No entity has a longer path, and a client may not read a reason phrase of 30 KiB.
-            raise EndpointNotFound(f"Endpoint does not exist: {'/'.join(target.segments)[:ENTITY_PATH_LIMIT]}")
+            raise _does_not_exist(target)
         if grant is not None:
-            if right is Right.LISTEN and self._wall_clock() > grant.expires_at + limits.token_grace:
+            if right is Right.LISTEN and self._wall_clock() > grant.expires_at + place.limits.token_grace:
                 # Good enough for clocks that differ, and a channel with it would be closed at once, again and again.
                 raise ExpiredToken()
             grant.require(right)
@@ -212,24 +216,67 @@ class Admission:
             raise EndpointDisabled()
         if action is not Action.LISTEN:
             _check_kind(entity, is_request=subject.is_request)
-        if action is Action.CONNECT and isinstance(target, HttpTarget) and not limits.plain_path_websockets:
+        if action is Action.CONNECT and isinstance(target, HttpTarget) and not place.limits.plain_path_websockets:
             raise InvalidRequest("A WebSocket goes to /$hc/ and the path of a hybrid connection")
         listens = right is Right.LISTEN
         id = target.id if isinstance(target, RelayTarget) else None
         return Admitted(
             action,
-            namespace,
+            place.namespace,
             entity,
-            limits,
+            place.limits,
             subject.tracking_id,
             grant,
-            suffix="" if listens else suffix,
+            suffix="" if listens else place.suffix,
             query="" if listens else target.query,
             guid=(tracking_guid(id) or "").lower() or None,
             token_header=token_header,
-            host=host,
-            own_host=own_host,
+            host=place.host,
+            own_host=place.own_host,
         )
+
+    def _inquire(self, head: RequestHead, target: HttpTarget, subject: Subject) -> Inquiry:
+        place = self._locate(head, target, subject)
+        grant, _ = self._authenticate(head, target, place)
+        if place.entity is None or place.suffix:
+            raise _does_not_exist(target)
+        # Whoever may listen; a sender's key is given to others, and what is told is not for them.
+        grant.require(Right.LISTEN)
+        if head.method not in ("GET", "HEAD"):
+            raise InvalidRequest(f"The relay is asked with GET, not with {head.method}")
+        return Inquiry(place.entity, place.limits, subject.tracking_id)
+
+    def _locate(self, head: RequestHead, target: RelayTarget | HttpTarget, subject: Subject) -> _Place:
+        """What was asked for, with the subject told of it."""
+        authority = head.get("Host") or ""
+        host = split_authority(authority)[0].removesuffix(".")
+        # Given whole: an IPv6 address without its brackets could not be told from a host with a port.
+        namespace, own = self._catalog.place(authority)
+        if namespace is None:
+            raise EndpointNotFound(f"Endpoint does not exist: no namespace of this relay is called {host}")
+        own_host = own is not None and isinstance(target, HttpTarget)
+        entity, suffix = (own, target.raw_path) if own_host else self._entity(namespace, target)
+        if subject.action is Action.LISTEN and suffix:
+            # The path of a listener has no rest.
+            entity = None
+        subject.namespace, subject.entity = namespace, entity
+        return _Place(namespace, entity, self._catalog.limits(namespace, entity), suffix, host, own_host)
+
+    def _authenticate(
+        self, head: RequestHead, target: RelayTarget | HttpTarget, place: _Place
+    ) -> tuple[Grant, str | None]:
+        """What the token allows, and the header that held it. Raises AuthorizationFailed."""
+        token, token_header = find_token(head, target)
+        grant = self._authorizer.authenticate(
+            place.namespace,
+            "/".join(target.segments),
+            place.entity,
+            token,
+            host=place.host,
+            limits=place.limits,
+            now=self._wall_clock(),
+        )
+        return grant, token_header
 
     def _entity(self, namespace: Namespace, target: RelayTarget | HttpTarget) -> tuple[HybridConnection | None, str]:
         """The entity of the longest leading part of the path, and the rest."""
@@ -292,9 +339,18 @@ class Admission:
         target = parse_target(head.target)
         return isinstance(target, RelayTarget) and target.action is Action.LISTEN
 
-    def refuse(self, exchange: Exchange, error: RelayError) -> None:
-        """Answer with an error."""
-        exchange.refuse(error, self.phrase(exchange, error))
+    def refuse(self, exchange: Exchange, error: RelayError, phrase: str = "", *, linger: bool = True) -> None:
+        """Answer with an error, in the form that its kind of client reads.
+
+        Args:
+            phrase: the reason phrase, where it was made before.
+            linger: as in `Exchange.refuse`.
+        """
+        phrase = phrase or self.phrase(exchange, error)
+        if exchange.subject is not None and exchange.subject.is_inquiry:
+            runtime_information.refuse(exchange, error, phrase)
+        else:
+            exchange.refuse(error, phrase, linger=linger)
 
     def phrase(self, exchange: Exchange, error: RelayError) -> str:
         """The reason phrase of an error: one line that says what, which endpoint, when, and the tracking id."""
@@ -310,6 +366,11 @@ def address_of(exchange: Exchange) -> str:
     host = exchange.head.get("Host") or "unknown"
     path = "/" + _FRONT.sub("", exchange.head.target.partition("?")[0], count=1)
     return clean_phrase(f"sb://{host}{path}")
+
+
+def _does_not_exist(target: RelayTarget | HttpTarget) -> EndpointNotFound:
+    # No entity has a longer path, and a client may not read a reason phrase of 30 KiB.
+    return EndpointNotFound(f"Endpoint does not exist: {'/'.join(target.segments)[:ENTITY_PATH_LIMIT]}")
 
 
 def _check_kind(entity: HybridConnection, *, is_request: bool) -> None:

@@ -41,7 +41,8 @@ from trunkline.protocol.urls import Action, base_url, split_authority
 from trunkline.server.entities.authorization import Authorizer, Grant
 from trunkline.server.entities.catalog import CatalogChange
 from trunkline.server.entities.model import HybridConnection
-from trunkline.server.relay.admission import Admission, Admitted, Arrival, headers_for_listener
+from trunkline.server.relay import runtime_information
+from trunkline.server.relay.admission import Admission, Admitted, Arrival, Inquiry, headers_for_listener
 from trunkline.server.relay.control_channel import ControlChannel
 from trunkline.server.relay.control_channel import Facts as ChannelFacts
 from trunkline.server.relay.frontend import Exchange
@@ -140,6 +141,8 @@ class Broker:
             admitted = self._admission.admit(exchange)
             if isinstance(admitted, Arrival):
                 self._accept(exchange, admitted)
+            elif isinstance(admitted, Inquiry):
+                self._inform(exchange, admitted)
             elif admitted.is_request:
                 raise InvalidRequest(
                     "HTTP requests are not relayed here: connect a WebSocket to /$hc/ and the path",
@@ -173,11 +176,11 @@ class Broker:
                 exchange.hold()
             case Fate.DISMISS:
                 self.journal.refused(exchange, error)
-                exchange.refuse(error, self._admission.phrase(exchange, error), linger=False)
+                self._admission.refuse(exchange, error, linger=False)
 
     def _answer_held(self, refusals: list[_Refusal]) -> None:
         for refusal in refusals:
-            refusal.exchange.refuse(refusal.error, refusal.phrase)
+            self._admission.refuse(refusal.exchange, refusal.error, refusal.phrase)
 
     @property
     def held_refusals(self) -> int:
@@ -194,6 +197,11 @@ class Broker:
         phrase = self._admission.early_phrase(error)
         self.journal.unread(error, address)
         return phrase
+
+    def _inform(self, exchange: Exchange, inquiry: Inquiry) -> None:
+        count = self.directory.listener_count(inquiry.entity.key)
+        body = runtime_information.entry(inquiry.entity, inquiry.limits, count)
+        exchange.respond(200, body=body, content_type=runtime_information.ENTRY_TYPE)
 
     # -- listen
 
