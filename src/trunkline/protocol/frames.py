@@ -45,6 +45,10 @@ class Opcode(enum.IntEnum):
     PONG = 10
 
 
+# The first bytes of frames that are a message each.
+_WHOLE = {FIN | opcode: opcode for opcode in (Opcode.TEXT, Opcode.BINARY)}
+
+
 @dataclass(frozen=True, slots=True)
 class Data:
     """A piece of a message: `opcode` is the message's (TEXT or BINARY); `end` says that the message ends with it."""
@@ -301,6 +305,17 @@ class FrameDecoder:
                 if header is None:
                     self._held = bytes(data[position:end])
                     return
+                first, length, mask, size = header
+                if self._message is None and (mask is not None) is self._masked and first in _WHOLE:
+                    # A message of one frame: mostly all of it is here.
+                    start = position + size
+                    stop = start + length
+                    if stop <= end:
+                        payload = data[start:stop]
+                        plain = bytes(payload) if mask is None else self._masker(payload, mask)
+                        yield Data(_WHOLE[first], plain, True)
+                        position = stop
+                        continue
                 self._check(header)
                 if header.first & CONTROL_BIT:
                     stop = position + header.size + header.length
@@ -408,10 +423,13 @@ class MessageDecoder:
                 self._buffer.clear()
                 self._violation = MessageTooLarge(f"A {item.opcode.name} message is longer than {limit} bytes")
                 raise self._violation
-            self._buffer += item.payload
+            payload = item.payload
+            if self._buffer or not item.end:
+                self._buffer += payload
             if item.end:
-                payload = bytes(self._buffer)
-                self._buffer.clear()
+                if self._buffer:
+                    payload = bytes(self._buffer)
+                    self._buffer.clear()
                 if item.opcode is Opcode.TEXT and not is_utf8(payload):
                     self._violation = InvalidMessage("A TEXT message is not UTF-8")
                     raise self._violation

@@ -129,7 +129,7 @@ def encode(command: Command) -> str:
     else:
         name = "renewToken"
         body = {"token": command.token}
-    return json.dumps({name: body}, separators=(",", ":"))
+    return _ENCODER.encode({name: body})
 
 
 def parse_from_relay(text: str) -> Accept | Request | None:
@@ -215,13 +215,7 @@ def _load(text: str) -> dict[str, Any]:
     command: object = None
     fault = ""
     try:
-        command = json.loads(
-            text,
-            parse_int=_Number,
-            parse_float=_Number,
-            parse_constant=_refuse_constant,
-            object_pairs_hook=_unique,
-        )
+        command = _DECODER.decode(text)
     except RecursionError:
         fault = "the control message is nested too deeply"
     except ValueError:
@@ -245,6 +239,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+# Made once: a small request takes them twice, and to make one costs as much as a command.
+_ENCODER = json.JSONEncoder(separators=(",", ":"), check_circular=False)
+_DECODER = json.JSONDecoder(
+    parse_int=_Number, parse_float=_Number, parse_constant=_refuse_constant, object_pairs_hook=_unique
+)
+
+
 def _object(parent: dict[str, Any], name: str) -> dict[str, Any]:
     value = parent[name]
     if not isinstance(value, dict):
@@ -265,6 +266,8 @@ def _optional(parent: dict[str, Any], name: str) -> str | None:
 
 def _text(value: str) -> str:
     """``value`` that can be encoded: half a surrogate pair (JSON can escape one) becomes ``?``."""
+    if value.isascii():
+        return str(value)
     return value.encode("utf-8", "replace").decode()
 
 
@@ -279,7 +282,10 @@ def _header_value(value: object) -> str | None:
     """A JSON value as the value of a header, None when it cannot be one."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    return _text(value).translate(_LINE_ENDS) if isinstance(value, str) else None
+    if not isinstance(value, str):
+        return None
+    text = _text(value)
+    return text if text.isprintable() else text.translate(_LINE_ENDS)
 
 
 def _plain_headers(parent: dict[str, Any], name: str) -> dict[str, str]:
