@@ -199,6 +199,29 @@ async def test_request_beyond_max_requests_gets_503_and_the_next_one_is_served()
         assert (await control.response())[0]["statusCode"] == 200
 
 
+async def test_requests_of_a_relay_that_takes_no_answers_are_not_read() -> None:
+    served = 0
+
+    async def handler(request: HttpRequest) -> HttpResponse:
+        nonlocal served
+        served += 1
+        return HttpResponse(200, bytes(60_000))
+
+    async with RelayStub() as relay, online(relay, http_handler=handler) as (listener, control):
+        control.pause()
+        block = bytes(1_000)
+        for _ in range(2_000):
+            control.request(address(relay), method="PUT", body=block)
+        await until(lambda: listener._channel is not None and listener._channel._held_back)
+        for _ in range(1000):
+            await asyncio.sleep(0)
+        # What one read brought, and what the system's buffers hold of the answers.
+        assert served < 1_000
+        control.resume()
+        for _ in range(2_000):
+            assert (await control.response())[1] == bytes(60_000)
+
+
 # --- over the rendezvous --------------------------------------------------------------------------------------
 
 

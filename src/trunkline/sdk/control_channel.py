@@ -67,6 +67,10 @@ class ControlChannel:
         self.ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
         self._interval = min(1.0, heartbeat / 4) if heartbeat else 1.0
         self._timer: Timer | None = None
+        # What is to be written at the end of this turn of the loop: many small answers are one write then.
+        self._unsent: list[bytes] = []
+        # The relay does not take our answers, so its requests are not read.
+        self._held_back = False
         link.start(self)
         self._arm()
 
@@ -131,7 +135,7 @@ class ControlChannel:
         for command in commands:
             match command:
                 case Send():
-                    self._link.write(command.data)
+                    self._write(command.data)
                 case Requested():
                     self._requested(self, command)
                 case Offered():
@@ -141,6 +145,28 @@ class ControlChannel:
                 case Ended():
                     self.ended.set_result(command)
                 case CloseTransport():
+                    self._flush()
                     self._link.close()
                 case AbortTransport():
+                    self._flush()
                     self._link.abort()
+
+    def _write(self, data: bytes) -> None:
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unsent.append(data)
+
+    def _flush(self) -> None:
+        if not self._unsent:
+            return
+        self._link.write(b"".join(self._unsent))
+        self._unsent.clear()
+        congestion = self._link.congestion
+        if congestion is not None and not self._held_back:
+            self._held_back = True
+            self._link.pause_reading()
+            congestion.add_done_callback(self._go_on)
+
+    def _go_on(self, _: object) -> None:
+        self._held_back = False
+        self._link.resume_reading()

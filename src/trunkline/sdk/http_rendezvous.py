@@ -163,10 +163,15 @@ class HttpLeg:
             ConnectionLost: the leg has ended.
             HeadersTooLarge: nothing was sent; another one may be.
         """
-        self.command(response)
+        now = self._clock.monotonic()
+        commands = self._core.command(response, now)
+        if self.ended is not None:
+            raise self._lost()
         if response.body:
-            self._send(body, end=True)
-        self.close(1000, "")
+            commands += self._core.body(body, now, end=True)
+        self.closing = True
+        self._forget()
+        self._run(commands + self._core.close(1000, "", now))
 
     # --- the end ----------------------------------------------------------------------------------------------
 
@@ -201,6 +206,10 @@ class HttpLeg:
         self._run(self._core.connection_lost(self._clock.monotonic()))
 
     def _run(self, commands: Sequence[Command]) -> None:
+        if len(commands) > 1 and (sends := [command.data for command in commands if isinstance(command, Send)]):
+            # One write for a whole answer. What else there is comes after it: the core ends nothing before it is said.
+            self._link.write(b"".join(sends))
+            commands = [command for command in commands if not isinstance(command, Send)]
         for command in commands:
             match command:
                 case Send():

@@ -160,6 +160,11 @@ class Link(asyncio.Protocol):
             return 0
         return self._transport.get_write_buffer_size()
 
+    @property
+    def congestion(self) -> asyncio.Future[None] | None:
+        """While the peer does not take what was written: resolved when it has taken most of it, or is gone."""
+        return self._drained
+
     def extra_info(self, name: str) -> object:
         """See `asyncio.BaseTransport.get_extra_info`."""
         return None if self._transport is None else self._transport.get_extra_info(name)
