@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from typing import Any
-from urllib.parse import quote_plus
+from urllib.parse import quote_plus, unquote
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from server.relay.peers import (
     EPOCH,
@@ -21,12 +23,13 @@ from server.relay.peers import (
     namespace,
     token,
 )
+from trunkline.protocol.errors import RelayError
 from trunkline.protocol.sas import Right
 from trunkline.protocol.urls import RelayTarget, parse_target
 from trunkline.server.entities.model import Namespace, Rule, namespace_id
 from trunkline.server.relay.admission import Admitted, find_token, headers_for_listener
 from trunkline.server.relay.frontend import Exchange
-from trunkline.server.relay.request_head import parse_head
+from trunkline.server.relay.request_head import RequestHead, parse_head
 
 LISTEN = Rule("Listen", frozenset({Right.LISTEN}), primary_key="listen-key", secondary_key="listen-key-2")
 SEND = Rule("Send", frozenset({Right.SEND}), primary_key="send-key", secondary_key="send-key-2")
@@ -539,6 +542,61 @@ def test_on_its_own_host_the_whole_path_is_the_suffix(host: str, target: str, en
 def test_below_hc_an_own_host_is_one_of_its_namespace() -> None:
     connect = admitted("/$hc/a/x", signed(token("")), host="shop.example.com", without=())
     assert (connect.entity.name, connect.suffix, connect.own_host) == ("a", "x", False)
+
+
+ANYBODY = Relay(entities())
+HOSTS = st.sampled_from(
+    ["relay.local", "shop.example.com", "orders.relay.local:8443", "open.myrelayns.localhost", "x.y"]
+)
+PIECES = st.sampled_from(
+    [
+        "/",
+        "//",
+        "orders",
+        "open",
+        "a",
+        "b.c",
+        "shop",
+        ".",
+        "..",
+        "%2e%2e",
+        "%2F",
+        "$hc",
+        "%24hc",
+        "?",
+        "&",
+        "=",
+        "#",
+        "x",
+    ]
+    + ["sb-hc-token=", "sb-hc-action=connect", "sb-hc-x", "http://", "\xf8", "%c3%b8", "@", "%", " "]
+)
+
+
+@given(host=HOSTS, pieces=st.lists(PIECES, max_size=9), signed_for=st.sampled_from(["", "orders", "none", None]))
+def test_any_request_is_let_in_for_the_entity_that_it_names_or_refused(
+    host: str, pieces: list[str], signed_for: str | None
+) -> None:
+    target = "/" + "".join(pieces)
+    headers = () if signed_for is None else (("ServiceBusAuthorization", token(signed_for)),)
+    head = RequestHead("GET", target, (("Host", host), *headers))
+    exchange = Exchange(None, head, ("192.0.2.1", 1), False)  # type: ignore[arg-type]
+    try:
+        found = ANYBODY.admission.admit(exchange)
+    except RelayError as error:
+        assert error.tracking_id and 400 <= error.status < 500
+        return
+    assert isinstance(found, Admitted) and found.is_request and found.entity.enabled
+    path = target.partition("?")[0].lstrip("/")
+    if found.own_host:
+        assert host.startswith(found.entity.name) and found.suffix == path
+    else:
+        assert unquote(path).lower().startswith(found.entity.name)
+        assert path.endswith(found.suffix) and len(path) >= len(found.entity.name) + len(found.suffix)
+    assert "sb-hc-token=" not in found.query and ".." not in unquote(found.suffix).split("/")
+    assert (found.grant is None) == (found.entity.name == "open")
+    passed = headers_for_listener(head, found.token_header, own_host=found.own_host)
+    assert set(passed) == {"Host", *(["X-Forwarded-Prefix"] if found.own_host else [])}
 
 
 @pytest.mark.loop("uvloop")
