@@ -324,11 +324,14 @@ class Exchange:
     ) -> bytes:
         """The head of the response. Decides how its body is framed, and whether the connection goes on."""
         head = self.head
-        if phrase is None:
-            phrase = _PHRASES.get(status, "")
         # Nothing that a peer or a listener wrote can end the line, whoever calls.
-        lines = [f"HTTP/1.1 {status} {clean_phrase(phrase)}", *(f"{name}: {value}" for name, value in headers)]
-        if not any(line[:5].lower() == "date:" for line in lines):
+        phrase = _PHRASES.get(status, "") if phrase is None else clean_phrase(phrase)
+        lines = [f"HTTP/1.1 {status} {phrase}"]
+        has_date = False
+        for name, value in headers:
+            lines.append(f"{name}: {value}")
+            has_date = has_date or (len(name) == 4 and name.lower() == "date")
+        if not has_date:
             lines.append(connection.date_line())
         bodyless = head.method == "HEAD" or status in (204, 304) or status < 200
         self._left = length

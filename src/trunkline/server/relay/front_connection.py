@@ -10,6 +10,7 @@ in `exchange`.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,10 @@ LINGER = 2.0
 
 # An answer of which a peer has so much left to take is written no further until it has taken most of it.
 HIGH_WATER, LOW_WATER = 262_144, 65_536
+
+# What ends a line for some recipients and not for others (RFC 9112 section 2.2). A head in which all lines end so would
+# be waited for in vain.
+_BARE_LF = re.compile(rb"(?<!\r)\n")
 
 # What stands for a request whose head was not read.
 _UNREAD = RequestHead("GET", "/", ())
@@ -311,6 +316,9 @@ class FrontendProtocol(asyncio.BufferedProtocol):
             self._refuse(UriTooLong() if too_long else HeadersTooLarge("The request head is larger than 32 KiB"))
             return False
         if end < 0:
+            if _BARE_LF.search(self._buffer, self._searched):
+                self._refuse(InvalidRequest("The request head is malformed: a line ends in LF without CR"))
+                return False
             self._searched = max(0, len(self._buffer) - 3)
             if self in self._frontend.idle and self._buffer:
                 del self._frontend.idle[self]

@@ -35,6 +35,8 @@ MOST_HEADERS = 1_000
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) [!-~]+ HTTP/([0-9]\.[0-9])\r\n")
 _WITHOUT_VERSION = re.compile(rb"[A-Z]+ /[!-~]*\r\n")
 
+_ABSOLUTE = re.compile(r"https?://([^/?#]*)", re.IGNORECASE)
+
 # Methods that llhttp knows and that are not served: a tunnel, and what HTTP/2 begins with.
 _NOT_SERVED = {"CONNECT", "PRI"}
 
@@ -51,18 +53,18 @@ class RequestHead:
     version: str = field(default="1.1", repr=False)
     # Bytes of the body that the headers announce; None: it is chunked.
     body_length: int | None = field(default=0, repr=False)
-    # The same headers by their names in lower case, repeated ones joined; made when it is asked for.
-    _by_name: dict[str, str] | None = field(default=None, repr=False, init=False)
+    # The same headers by their names in lower case, repeated ones joined.
+    _by_name: dict[str, str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        by_name = self._by_name = {}
+        for name, value in self.headers:
+            name = name.lower()
+            by_name[name] = f"{by_name[name]}, {value}" if name in by_name else value
 
     def get(self, name: str) -> str | None:
         """The values of a header joined by ", " as RFC 9110 section 5.2 allows; None when there is none."""
-        by_name = self._by_name
-        if by_name is None:
-            by_name = self._by_name = {}
-            for key, value in self.headers:
-                key = key.lower()
-                by_name[key] = f"{by_name[key]}, {value}" if key in by_name else value
-        return by_name.get(name.lower())
+        return self._by_name.get(name.lower())
 
     def tokens(self, name: str) -> tuple[str, ...]:
         """The members of a comma-separated header, trimmed, without empty ones."""
@@ -81,9 +83,8 @@ class RequestHead:
     @property
     def is_websocket(self) -> bool:
         """True for the opening handshake of RFC 6455 section 4.1. `Upgrade: h2c` is none, and is ignored."""
-        upgrade = self.get("Upgrade")
         return (
-            upgrade is not None
+            "upgrade" in self._by_name
             and "websocket" in (token.lower() for token in self.tokens("Upgrade"))
             and "upgrade" in (token.lower() for token in self.tokens("Connection"))
         )
@@ -91,8 +92,7 @@ class RequestHead:
     @property
     def wants_to_stay(self) -> bool:
         """Whether the client means to send another request on the connection (RFC 9112 section 9.3)."""
-        connection = self.get("Connection")
-        if connection is None:
+        if "connection" not in self._by_name:
             return self.version != "1.0"
         options = [option.lower() for option in self.tokens("Connection")]
         return "close" not in options and (self.version != "1.0" or "keep-alive" in options)
@@ -100,7 +100,11 @@ class RequestHead:
     @property
     def expects_continue(self) -> bool:
         """Whether the client waits for a 100 before it sends its body (RFC 9110 section 10.1.1)."""
-        return self.version != "1.0" and "100-continue" in (token.lower() for token in self.tokens("Expect"))
+        return (
+            "expect" in self._by_name
+            and self.version != "1.0"
+            and "100-continue" in (token.lower() for token in self.tokens("Expect"))
+        )
 
 
 class UpgradeRequired(InvalidRequest):
@@ -162,12 +166,25 @@ def parse_head(data: bytes) -> RequestHead:
         raise InvalidRequest(f"The request head is malformed ({error})") from None
     headers = tuple(collector.headers)
     head = RequestHead(method, collector.url.decode("latin-1"), headers, version, announced_length(headers, version))
-    hosts = sum(name.lower() == "host" for name, _ in headers)
-    if hosts != 1 and (hosts or version == "1.1"):
+    host = head.get("host")
+    if (version == "1.1") if host is None else ("," in host and sum(name.lower() == "host" for name, _ in headers) > 1):
         raise InvalidRequest("The request needs exactly one Host header")
+    if not head.target.startswith("/"):
+        _check_authority(head)
     if head.is_websocket:
         _check_handshake(head)
     return head
+
+
+def _check_authority(head: RequestHead) -> None:
+    """Raise an error when an address in absolute form names another host than the header, which is what is read.
+
+    RFC 9112 section 3.2.2 wants the header ignored. Two that differ are somebody's trick, or a client's mistake.
+    """
+    absolute = _ABSOLUTE.match(head.target)
+    host = head.get("Host")
+    if absolute is not None and host is not None and absolute[1].lower() != host.lower():
+        raise InvalidRequest("The Host header names another host than the address")
 
 
 def _check_handshake(head: RequestHead) -> None:
