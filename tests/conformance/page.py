@@ -1,6 +1,6 @@
-"""Writes docs/conformance.md from the table of cases and what the ends were seen to do: `python -m conformance.page`.
+"""Writes docs/conformance.md from the tables of cases and what the ends were seen to do: `python -m conformance.page`.
 
-What the page says of the relay is what `test_conformance.py` checks, case by case.
+What the page says of the relay is what `test_conformance.py` and `test_http_conformance.py` check, case by case.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from pathlib import Path
 
 from conformance.cases import CLOSE, FIN, GROUPS, PONG, Case, Difference
 from conformance.ends import Outcome, direct, meet
+from conformance.http_cases import GROUPS as HTTP_GROUPS
+from conformance.http_ends import Outcome as HttpOutcome
+from conformance.http_ends import read_by_h11
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "conformance.md"
 
@@ -26,6 +29,8 @@ _BEGIN = """\
 
 # Conformance
 
+First the WebSockets that are relayed, then [the HTTP that is read](#http).
+
 A relay must not change what two ends would have said to each other directly. Each case below is run four times: from
 one end to the other and back the other way, with nothing between them and with a node between them. One end writes the
 frames of the case, good or bad. The other is strict, the protocol of the websockets library, with the UTF-8 of texts
@@ -39,6 +44,20 @@ The rules are those of [RFC 6455](https://www.rfc-editor.org/rfc/rfc6455). The c
 
 | in the tables | what it does, and why |
 | --- | --- |
+"""
+
+_HTTP = """
+## HTTP
+
+A request that is malformed must be refused, and reach no listener. And nobody may disagree where a request ends: what
+is the body of one for the relay, and a request of its own for somebody else, is how requests are smuggled. So each case
+below is the beginning of a connection to a node's port, sent at once and in pieces of three bytes. What is handed on
+must be the requests that the table names, with exactly their bodies, and the refusal must have the status that it
+names, with the connection closed behind it. The same bytes are read by [h11](https://h11.readthedocs.io): what both
+read must be the same, request by request, and where one reads more than the other, the other must have refused.
+
+The rules are those of [RFC 9112](https://www.rfc-editor.org/rfc/rfc9112); sections of another RFC have its number
+ahead. The cases are in `tests/conformance/http_cases.py`.
 """
 
 
@@ -58,7 +77,22 @@ async def page() -> str:
             outcome = await meet(case, "sender", between=direct)
             cells = (case.name, _made_of(case, outcome), _answers(outcome), _WORDS[case.difference])
             text += f"| {' | '.join(cells)} |\n"
+    text += _HTTP
+    for group, http_cases in HTTP_GROUPS.items():
+        text += f"\n### {group}\n\n| sent | section | the relay | h11 |\n| --- | --- | --- | --- |\n"
+        for each in http_cases:
+            ours = HttpOutcome(each.requests, each.refused)
+            theirs = read_by_h11(each.sent)
+            told = "the same" if _in_words(theirs) == _in_words(ours) else _in_words(theirs)
+            text += f"| {each.name.replace('|', '&#124;')} | {each.rule} | {_in_words(ours)} | {told} |\n"
     return text
+
+
+def _in_words(outcome: HttpOutcome) -> str:
+    count = len(outcome.requests)
+    read = "" if not count else "reads it" if count == 1 else f"reads {count}"
+    refused = f"refuses with {outcome.refused}" if outcome.refused else ""
+    return ", then ".join(each for each in (read, refused) if each) or "waits for more"
 
 
 def _made_of(case: Case, outcome: Outcome) -> str:

@@ -127,7 +127,8 @@ class _HeadParser:
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.decode("latin-1"), value.decode("latin-1")))
+        # llhttp leaves the spaces behind a value (RFC 9112 section 5.1).
+        self.headers.append((name.decode("latin-1"), value.rstrip(b" \t").decode("latin-1")))
 
 
 def parse_head(data: bytes) -> RequestHead:
@@ -158,9 +159,10 @@ def parse_head(data: bytes) -> RequestHead:
     except httptools.HttpParserUpgrade:
         # How httptools says that the head asks for an upgrade; the head is whole.
         pass
-    except httptools.HttpParserInvalidMethodError:
-        raise UnsupportedRequest(f"The method {method[:30]} is not served here") from None
     except httptools.HttpParserError as error:
+        # The class for a method that it does not know, the words for one of RTSP.
+        if isinstance(error, httptools.HttpParserInvalidMethodError) or str(error).startswith("Invalid method"):
+            raise UnsupportedRequest(f"The method {method[:30]} is not served here") from None
         # For its own status where the framing is what llhttp did not like.
         _ = announced_length(collector.headers, version)
         raise InvalidRequest(f"The request head is malformed ({error})") from None
