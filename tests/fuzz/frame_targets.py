@@ -1,4 +1,4 @@
-"""Fuzz targets for what comes over an open WebSocket: frames, messages, two joined legs.
+"""Fuzz targets for what comes over an open WebSocket: frames, messages, an HTTP exchange, two joined legs.
 
 The first bytes of an input choose options and where the rest is cut in pieces; the rest is what peers send. Whatever
 the cuts, the outcome must be the same. `read_plainly` reads RFC 6455 section 5.2 once more and shares no code with
@@ -19,9 +19,11 @@ from websockets.protocol import Protocol
 from websockets.protocol import Side as WebSocketsSide
 
 from trunkline.protocol.causes import Cause
+from trunkline.protocol.control_channel import Send
 from trunkline.protocol.errors import EndpointNotFound, InvalidFrame, InvalidMessage, MessageTooLarge
 from trunkline.protocol.frames import Control, Data, FrameDecoder, Message, MessageDecoder, Opcode, parse_close
-from trunkline.protocol.limits import resolve
+from trunkline.protocol.http_rendezvous import BodyPart, Ended, HttpRendezvous, Received
+from trunkline.protocol.limits import CONTROL_TEXT_LIMIT, resolve
 from trunkline.protocol.splice import NOTHING, Lane, Side, Splice, joined
 
 #: Frame limits that a lane is tried with. The smaller ones are less than a user may set, so that short inputs reach
@@ -171,6 +173,47 @@ def _whole(items: list[Data | Control]) -> list[tuple[int, bytes, bool]]:
         else:
             found.append((0 if continued else int(item.opcode), item.payload, item.end))
             continued = not item.end
+    return found
+
+
+# --- the WebSocket of one HTTP request ---
+
+
+def http_rendezvous(data: bytes) -> None:
+    """A command and its body, read by an end: the same however they are cut; nothing is told after the end."""
+    options, stream = options_and_rest(data)
+    whole = _told(options.flag, [stream])
+    assert _told(options.flag, pieces(stream, options.cuts)) == whole
+    ended = [place for place, each in enumerate(whole) if isinstance(each, Ended)]
+    assert len(ended) <= 1
+    if ended:
+        assert not any(isinstance(each, Received | bytes) for each in whole[ended[0] :])
+
+
+def _told(masked: bool, chunks: Iterator[bytes] | list[bytes]) -> list[object]:
+    """What an end tells, the body joined; without pongs: of the pings that come at once one is answered."""
+    end = HttpRendezvous(
+        masked=masked,
+        now=0.0,
+        tracking_id="an-id",
+        frame_limit=65_536,
+        new_mask=None if masked else lambda: b"\x01\x02\x03\x04",
+    )
+    found: list[object] = []
+    for chunk in chunks:
+        for command in end.receive(chunk, 0.0):
+            if isinstance(command, Send) and command.data[0] & 15 == Opcode.PONG:
+                continue
+            if not isinstance(command, BodyPart):
+                found.append(command)
+                continue
+            if found and isinstance(found[-1], bytes):
+                found[-1] += command.data
+            else:
+                found.append(command.data)
+            if command.end:
+                found.append("end")
+        assert len(end._text) <= CONTROL_TEXT_LIMIT
     return found
 
 

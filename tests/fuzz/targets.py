@@ -90,6 +90,11 @@ _FRAME_WORDS = (
 )
 
 
+# Both announce a body.
+_RESPONSE = b"\x81\xbb\x00\x00\x00\x00" + b'{"response":{"requestId":"i","statusCode":200,"body":true}}'
+_REQUEST = b"\x81\x47" + b'{"request":{"address":"wss://h/?","id":"i","method":"PUT","body":true}}'
+
+
 def _words(text: str) -> tuple[bytes, ...]:
     return tuple(word.encode() for word in text.split())
 
@@ -295,6 +300,16 @@ _ALL = (
         frame_targets.frames,
         (*(b"\x01\x03" + stream for stream in _MASKED), *(b"\x00\x04" + stream for stream in _PLAIN)),
         _FRAME_WORDS,
+    ),
+    Target(
+        "http_rendezvous",
+        frame_targets.http_rendezvous,
+        (
+            b"\x01\x03" + _RESPONSE + b"\x02\x83\x00\x00\x00\x00abc\x80\x80\x00\x00\x00\x00" + _MASKED[2],
+            b"\x01\x01" + _RESPONSE + b"\x02\x82\x01\x02\x03\x04ab" + _MASKED[2],
+            b"\x00\x02" + _REQUEST + b"\x02\x02ab\x89\x01x\x80\x01c" + _PLAIN[2],
+        ),
+        (*_FRAME_WORDS, _RESPONSE, _REQUEST, b"\x82\x81\x00\x00\x00\x00z", b"\x82\x01z"),
     ),
     Target(
         "lane",
