@@ -24,7 +24,7 @@ import typer.main
 
 from trunkline import cli
 from trunkline.cli.failure import explain
-from trunkline.protocol import control_channel, rendezvous
+from trunkline.protocol import control_channel, relayed_http, rendezvous
 from trunkline.protocol.causes import Cause
 from trunkline.protocol.errors import ERRORS, ConnectionRejected, RelayError
 from trunkline.protocol.limits import LIMITS, Limit, Scope
@@ -43,9 +43,6 @@ HELP_WIDTH = 100
 
 
 # --- docs/settings.md ---
-
-#: Kept for HTTP relaying, which is not served yet; nothing reads them. tests/test_docs.py holds the list to the code.
-NOT_IN_EFFECT = ("max_requests", "response_timeout", "body_idle_timeout")
 
 
 def settings() -> str:
@@ -89,8 +86,6 @@ the rule; for `token_grace` and `drain_timeout` that means no time at all.
 
 """
     text += table(("key", "default", "azure", "allowed", "set on", "meaning"), map(_limit_row, LIMITS.values()))
-    text += "\n" + ", ".join(map(code, NOT_IN_EFFECT[:-1])) + f" and {code(NOT_IN_EFFECT[-1])} have no effect yet:\n"
-    text += "plain HTTP requests are [not relayed yet](out-of-scope.md).\n"
     text += "\nOn the node, each limit has a variable and a flag too:\n\n"
     text += table(
         ("key", "variable", "flag"),
@@ -399,7 +394,11 @@ def state_machines() -> str:
         "Each machine changes its state by its table and by nothing else. An event that has no line for the present"
         " state came too late, and changes nothing.\n"
     )
-    for title, machine in (("Control channel", control_channel), ("Rendezvous", rendezvous)):
+    for title, machine in (
+        ("Control channel", control_channel),
+        ("Rendezvous", rendezvous),
+        ("Plain HTTP request", relayed_http),
+    ):
         text += f"\n## {title}\n\n{_machine(machine)}"
     return text
 

@@ -50,6 +50,7 @@ from trunkline.protocol.frames import (
     parse_close,
 )
 from trunkline.protocol.limits import CONTROL_BINARY_LIMIT, CONTROL_MESSAGE_LIMIT, CONTROL_TEXT_LIMIT, resolve
+from trunkline.protocol.messages import Request
 
 # ---------------------------------------------------------------- the relay's end: commands
 
@@ -86,6 +87,38 @@ def test_relay_refuses_an_offer_that_no_client_could_read_and_sends_nothing() ->
 def test_relay_counts_bytes_not_characters() -> None:
     with pytest.raises(HeadersTooLarge):
         relay_end().offer(accept(A="ü" * 40_000))
+
+
+def request(body: bool, **headers: str) -> Request:
+    return Request("wss://relay.local/?x", "id-1", "/orders", "POST", headers, None, body)
+
+
+def test_relay_sends_a_request_and_its_body_in_one_piece() -> None:
+    [command] = relay_end().request(request(True), b"body")
+    assert isinstance(command, Send)
+    assert [(each.opcode, each.payload) for each in decode(command.data)] == [
+        (Opcode.TEXT, messages.encode(request(True)).encode()),
+        (Opcode.BINARY, b"body"),
+    ]
+
+
+def test_relay_sends_nothing_behind_a_request_without_a_body() -> None:
+    [command] = relay_end().request(request(False), b"")
+    assert isinstance(command, Send)
+    [message] = decode(command.data)
+    assert json.loads(message.payload)["request"]["body"] is False
+
+
+def test_relay_cuts_a_body_to_the_frame_limit() -> None:
+    [command] = relay_end(frame_limit=128).request(request(True), bytes(200))
+    assert isinstance(command, Send)
+    assert [each.payload for each in decode(command.data)][1:] == [bytes(200)]
+    assert command.data.endswith(b"\x80\x48" + bytes(0x48))  # CONTINUATION, the last, 72 bytes
+
+
+def test_relay_refuses_a_request_that_no_client_could_read() -> None:
+    with pytest.raises(HeadersTooLarge):
+        relay_end().request(request(False, A="x" * CONTROL_MESSAGE_LIMIT), b"")
 
 
 def test_relay_has_a_new_token_checked() -> None:
@@ -601,6 +634,8 @@ def test_relay_cannot_offer_on_a_channel_that_has_ended() -> None:
     channel.connection_lost(11.0)
     with pytest.raises(ConnectionLost):
         channel.offer(accept())
+    with pytest.raises(ConnectionLost):
+        channel.request(request(False), b"")
 
 
 def test_relay_end_shows_where_it_stands() -> None:

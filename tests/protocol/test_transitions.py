@@ -4,7 +4,7 @@ import enum
 
 import pytest
 
-from trunkline.protocol import control_channel, rendezvous
+from trunkline.protocol import control_channel, relayed_http, rendezvous
 from trunkline.protocol.transitions import final_states, render
 
 
@@ -49,7 +49,12 @@ def test_rendezvous_ends_joined_refused_by_either_side_or_left() -> None:
     assert final_states(rendezvous.TRANSITIONS) == {states.JOINED, states.REJECTED, states.REFUSED, states.GONE}
 
 
-@pytest.mark.parametrize("machine", [control_channel, rendezvous])
+def test_request_ends_answered_by_either_side_cut_or_left() -> None:
+    states = relayed_http.State
+    assert final_states(relayed_http.TRANSITIONS) == {states.ANSWERED, states.REFUSED, states.CUT, states.GONE}
+
+
+@pytest.mark.parametrize("machine", [control_channel, rendezvous, relayed_http])
 def test_every_state_and_event_has_its_place_in_the_table(machine: object) -> None:
     table: dict[tuple[enum.Enum, enum.Enum], enum.Enum] = machine.TRANSITIONS  # type: ignore[attr-defined]
     assert {event for _, event in table} == set(machine.Event)  # type: ignore[attr-defined]

@@ -298,6 +298,14 @@ def test_listener_gets_the_address_of_a_rendezvous() -> None:
     assert accept("a b/c", "x%2fY/", "p=1&&q=%c3") == (f"wss://relay.local:8443/$hc/a%20b/c/x%2fY/?p=1&&q=%c3&{own}")
 
 
+def test_listener_gets_the_address_of_a_request() -> None:
+    base = "wss://relay.local:8443"
+    given = urls.request_address(base, "a b/c", id=f"{GUID}_G1&a=b", secret="s-3_cret")
+    assert given == urls.accept_address(
+        base, "a b/c", "", "", action=Action.REQUEST, id=f"{GUID}_G1&a=b", secret="s-3_cret"
+    )
+
+
 def test_listener_gets_an_address_that_java_can_read() -> None:
     address = accept(suffix='a"b\\c', query='x={"y"}&p=100%&q=é ^|`', id=f"{GUID}_G1&a=b=c")
     assert LEGAL_URL.fullmatch(address)

@@ -9,6 +9,8 @@
     frames             bytes <-> WebSocket frames and messages
     messages           text <-> commands of the control channel
     control_channel    a listener's long-lived WebSocket, both ends of it
+    http_forwarding    what of a plain HTTP request and its response is passed on
+    relayed_http       one plain HTTP request, from its head to the end of its answer
     http_rendezvous    the WebSocket of one large request or answer, both ends of it
     rendezvous         one sender, from its offer to the join
     splice             two joined WebSockets, frame by frame

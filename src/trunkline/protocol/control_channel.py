@@ -2,6 +2,7 @@
 
     relay                                          listener
       | offer(accept) ---------- {"accept": ...} ----->| Offered
+      | request(request, body) - {"request": ...} ---->|
       | CheckToken <------------ {"renewToken": ...} --| renew(token), after NeedToken
       | ------------------------ {"request": ...} ---->| Requested
       | Deliver <--------------- {"response": ...} ----| respond(response, body)
@@ -372,7 +373,7 @@ class _End(ABC):
         mask = self._new_mask() if self._new_mask else None
         return Send(encode_frame(opcode, payload, mask=mask, masker=self._masker))
 
-    def _command(self, command: Accept | RenewToken | Response, *, made_of: str) -> Send:
+    def _command(self, command: Accept | Request | RenewToken | Response, *, made_of: str) -> Send:
         """One control command as a TEXT message. `made_of` says what makes it long, if it is too long.
 
         Raises:
@@ -449,6 +450,26 @@ class RelayControlChannel(_End):
         if self.state is not State.OPEN:
             raise ConnectionLost("ConnectionLost: The listener's control channel has ended")
         return [self._command(accept, made_of="The request with its address and headers")]
+
+    def request(self, request: Request, body: bytes) -> list[Command]:
+        """Tell the listener of a plain HTTP request, and send its body behind it.
+
+        Both in one piece, because clients take the message behind a request for its body whatever it is (hyco-https).
+
+        Args:
+            request: whole, with `body` true if there is one; or its address and id alone.
+            body: the whole body.
+
+        Raises:
+            HeadersTooLarge: the sender's headers make a command that no client could read. Nothing is sent.
+            ConnectionLost: the channel has ended; choose another listener.
+        """
+        if self.state is not State.OPEN:
+            raise ConnectionLost("ConnectionLost: The listener's control channel has ended")
+        command = self._command(request, made_of="The request with its address and headers")
+        if not request.body:
+            return [command]
+        return [Send(command.data + encode_message(Opcode.BINARY, body, frame_limit=self._frame_limit))]
 
     def take_limits(self, limits: Limits, now: float) -> list[Command]:
         """Other limits count from now on.

@@ -26,6 +26,7 @@
     ├── NoListener                    504 1011   nobody is there to take the connection
     │   └── ListenersExcluded         404 1011     there is, but the sender excluded them
     ├── ConnectionNotEstablished      504 1011   a listener was asked and did not come in time
+    ├── ResponseTimedOut              504 1011   a listener had a plain HTTP request and did not answer in time
     ├── ConnectionLost                502 1011   the other side went away
     ├── BadGateway                    502 1011   the other side answered nonsense
     ├── ServerBusy                    503 1001   the node starts, drains or is overloaded
@@ -376,6 +377,22 @@ class ConnectionNotEstablished(RelayError):
     )
 
 
+class ResponseTimedOut(RelayError):
+    """A listener was told of a plain HTTP request and did not answer within ``response_timeout``.
+
+    The words are those of the real service. A reverse proxy in front of the listener may answer 504 too: without a
+    ``Via`` header with the name of the namespace it was the relay.
+    """
+
+    code = "GatewayTimeout"
+    status = 504
+    transient = True
+    default_message = (
+        "The request was routed to the listener but the listener did not respond in the required time"
+        " (response_timeout)"
+    )
+
+
 class ConnectionLost(RelayError):
     """The other side, or its control channel, went away in the middle."""
 
@@ -529,6 +546,9 @@ _BY_STATUS: dict[int, type[RelayError]] = {
 }
 
 
+_RESPONSE_TIMED_OUT = ResponseTimedOut.default_message.partition(" (")[0]
+
+
 def error_for_status(status: int, phrase: str) -> RelayError:
     """The error that a failed handshake means to the client that made it.
 
@@ -566,6 +586,8 @@ def _kind_of(status: int, phrase: str) -> type[RelayError] | None:
             return ListenersExcluded
         if phrase.startswith(NoListener.default_message):
             return NoListener
+        if phrase.startswith(_RESPONSE_TIMED_OUT):
+            return ResponseTimedOut
     return _BY_STATUS.get(status, InternalError if 500 <= status < 600 else None)
 
 
@@ -597,6 +619,7 @@ ERRORS: tuple[type[RelayError], ...] = (
     NoListener,
     ListenersExcluded,
     ConnectionNotEstablished,
+    ResponseTimedOut,
     ConnectionLost,
     BadGateway,
     ServerBusy,

@@ -224,6 +224,20 @@ def accept_address(base: str, entity: str, suffix: str, query: str, *, action: A
     return _relay_url(base, entity, suffix, query, own)
 
 
+def request_address(base: str, entity: str, *, id: str, secret: str) -> str:
+    """The address of the rendezvous of a plain HTTP request: `accept_address` for ``request``.
+
+    Without the sender's suffix and query, which are in the request itself. One is made for each request, so what is
+    the same for all of an entity is made once.
+    """
+    return f"{_request_prefix(base, entity)}{_NOT_PLAIN.sub('_', id)}&{_RENDEZVOUS}={secret}"
+
+
+@functools.lru_cache(maxsize=1_024)
+def _request_prefix(base: str, entity: str) -> str:
+    return _relay_url(base, entity, "", "", f"{_ACTION}={Action.REQUEST}&{_ID}=")
+
+
 def rejection_address(address: str, status: int, description: str) -> str:
     """The rendezvous address by which a listener says no, form-encoded as .NET does.
 
