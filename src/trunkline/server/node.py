@@ -480,8 +480,8 @@ class Node:
                     look(now)
                 except Exception:
                     log.exception("the node failed at %r", look)
-            # A connection that has ended may have its last bytes still to send.
-            busy = len(self.splicing) or self.splicing.unsent or self.broker.waiting_senders
+            # A connection that has ended, or a request that is answered, may have its last bytes still to send.
+            busy = len(self.splicing) or self.splicing.unsent or self.broker.waiting_senders or len(self.broker.http)
             if self.phase is Phase.DRAINING and not busy:
                 self._quiet.set()
 
@@ -539,7 +539,9 @@ class Node:
             loop.remove_reader(each.fileno())
 
     def _is_anybody_half_way(self) -> bool:
-        return bool(self._frontend.arriving or self._frontend.heads or self.broker.waiting_senders)
+        return bool(
+            self._frontend.arriving or self._frontend.heads or self.broker.waiting_senders or len(self.broker.http)
+        )
 
     def hurry(self) -> None:
         """Wait for nobody any more: neither in `drain` nor, in `stop`, for listeners to answer their Close."""

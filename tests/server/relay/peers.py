@@ -231,6 +231,41 @@ class Peer:
         assert isinstance(accept, dict)
         return accept
 
+    async def asked(self) -> tuple[dict[str, Any], bytes | None]:
+        """The `request` that comes next, and the body behind it; None when it has none."""
+        command = json.loads(await self.message())
+        assert list(command) == ["request"]
+        request = command["request"]
+        assert isinstance(request, dict)
+        return request, await self.message() if request.get("body") else None
+
+    def respond(
+        self, id: str, status: Any = 200, body: bytes | None = None, *, headers: Any = None, **more: Any
+    ) -> None:
+        """Send a `response`, and its body behind it unless it is None."""
+        response = {"requestId": id, "statusCode": status, "responseHeaders": headers or {}, **more}
+        self.send_frame(Opcode.TEXT, json.dumps({"response": {"body": body is not None, **response}}).encode())
+        if body is not None:
+            self.send_frame(Opcode.BINARY, body)
+
+    async def chunk(self) -> bytes:
+        """The next chunk of a response; empty at its end."""
+        async with asyncio.timeout(WITHIN):
+            size = int(await self.reader.readuntil(b"\r\n"), 16)
+            data = await self.reader.readexactly(size + 2)
+        assert data[size:] == b"\r\n"
+        return data[:size]
+
+    async def response(self) -> tuple[Answer, bytes]:
+        """The next response with its body, which has a length or comes in chunks; none where neither is."""
+        answer = await self.answer()
+        if answer.all("Transfer-Encoding") == ["chunked"]:
+            body = b""
+            while piece := await self.chunk():
+                body += piece
+            return answer, body
+        return answer, await self.read(int((answer.all("Content-Length") or ["0"])[0]))
+
     async def is_cut(self) -> bool:
         """Whether the connection ends by a reset, or without a Close, and nothing more is said."""
         try:
@@ -290,6 +325,22 @@ def handshake(
     left_out = {name.lower() for name in without}
     lines = [f"{name}: {value}" for name, value in (*usual, *headers) if name.lower() not in left_out]
     return "\r\n".join((f"{method} {target} {version}", *lines, "", "")).encode("latin-1")
+
+
+def http_request(
+    target: str = "/orders",
+    headers: Iterable[tuple[str, str]] = (),
+    body: bytes = b"",
+    *,
+    method: str = "GET",
+    host: str = HOST,
+    version: str = "1.1",
+) -> bytes:
+    """A plain HTTP request, as long as its body unless the headers say something else."""
+    lines = [f"{method} {target} HTTP/{version}", f"Host: {host}", *(f"{name}: {value}" for name, value in headers)]
+    if body and not any(line.lower().startswith(("content-length", "transfer-encoding")) for line in lines):
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join((*lines, "", "")).encode("latin-1") + body
 
 
 def target_of(address: str) -> str:
@@ -465,6 +516,8 @@ class Relay:
             "channels": len(self.broker.channels),
             "waiting_senders": self.broker.waiting_senders,
             "connections": len(self.splicing),
+            "http_requests": len(self.broker.http),
+            "rendezvous": self.broker.http.rendezvous,
             "closing": len(self.splicing._closing),
             "handshakes": len(self.frontend.connections),
             "tasks": len(self._tasks),
@@ -518,6 +571,23 @@ class Relay:
         """A sender whose handshake is owed an answer."""
         target = f"/$hc/{path}?{query}sb-hc-action=connect"
         return await self.dial(target, headers, **{"signature": token(path.split("/")[0]), **more})
+
+    async def ask(
+        self,
+        target: str = "/orders",
+        headers: Iterable[tuple[str, str]] = (),
+        body: bytes = b"",
+        *,
+        signature: str | None = "",
+        tls: ssl.SSLContext | None = None,
+        **request: Any,
+    ) -> Peer:
+        """Connect and send a plain HTTP request, with a token unless `signature` is None."""
+        peer = await Peer.dial(self.port, tls)
+        self._peers.append(peer)
+        more = [] if signature is None else [("ServiceBusAuthorization", signature or token())]
+        peer.send(http_request(target, [*more, *headers], body, **request))
+        return peer
 
     async def dial_accept(
         self, offer: Mapping[str, Any], headers: Iterable[tuple[str, str]] = (), *, more: str = "", **request: Any

@@ -9,6 +9,8 @@
     runtime_information   what the relay itself answers to the .NET client
     held_refusals    whose refusals are answered a moment later
     broker           brings a sender and a listener together
+    http_relay       brings a plain HTTP request to a listener, and its answer back
+    http_rendezvous  the WebSocket on which a listener fetches a large one, or answers it
     listeners        who listens, who gets the next sender, is there room
     control_channel  tells the listener; keeps its control channel
     splicing         the established connection
@@ -16,8 +18,8 @@
     journal          counts and tells what the broker says has happened
     request_record   what is known of a plain HTTP request in flight
     readings         what all of them hold now, as metrics
+    prompt           runs what is awaited and mostly ends at once, without a task
     sockets          what all of them share with the system: the receive buffer, keepalive, lost peers, descriptors
 
-Nothing here reads the store: what may happen is decided from the catalog in memory, and a change of the catalog
-reaches the data plane through `Broker.changed`.
+Nothing here reads the store: the catalog in memory decides, and its changes come in by `Broker.changed`.
 """

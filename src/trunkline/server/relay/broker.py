@@ -3,6 +3,7 @@
     listen    admitted -> place in the directory -> 101 -> ControlChannel
     connect   admitted -> Rendezvous -> the directory tells a listener -> wait
     accept    the listener opens the address -> Rendezvous -> 101 to both -> Connection
+    plain HTTP    admitted -> `HttpRelays`, which also takes the responses, and the listeners at a rendezvous for one
 
 `trunkline.protocol.rendezvous` decides what follows from what; a `Meeting` runs its commands for one sender. The
 broker also acts on changes of the catalog: what hung on a deleted entity or a removed key ends at once.
@@ -26,7 +27,6 @@ from trunkline.protocol.errors import (
     EndpointDisabled,
     EndpointNotFound,
     InternalError,
-    InvalidRequest,
     NoListener,
     RelayError,
     RendezvousNotFound,
@@ -47,6 +47,7 @@ from trunkline.server.relay.control_channel import ControlChannel
 from trunkline.server.relay.control_channel import Facts as ChannelFacts
 from trunkline.server.relay.frontend import Exchange
 from trunkline.server.relay.held_refusals import Fate, HeldRefusals
+from trunkline.server.relay.http_relay import HttpRelays, guids
 from trunkline.server.relay.journal import Journal
 from trunkline.server.relay.listeners import ListenerDirectory, Offer, Placement
 from trunkline.server.relay.splicing import Connection, Splicing
@@ -107,6 +108,8 @@ class Broker:
         self._new_id = new_id
         self._new_phase = new_phase
         self._masker = masker
+        # Plain HTTP requests in flight.
+        self.http = HttpRelays(self, new_secret=new_secret, new_id=new_id, masker=masker)
         # Counts for the next sender, also on channels that are open.
         self.public_url = public_url
         # Senders that wait for a listener, by the secret of their rendezvous.
@@ -144,10 +147,7 @@ class Broker:
             elif isinstance(admitted, Inquiry):
                 self._inform(exchange, admitted)
             elif admitted.is_request:
-                raise InvalidRequest(
-                    "HTTP requests are not relayed here: connect a WebSocket to /$hc/ and the path",
-                    tracking_id=admitted.tracking_id,
-                )
+                self.http.relay(exchange, admitted)
             elif admitted.action is Action.LISTEN:
                 self._listen(exchange, admitted)
             else:
@@ -237,6 +237,7 @@ class Broker:
             facts,
             clock=self._clock,
             on_token=self._renew,
+            on_response=self.http.responded,
             on_ended=self._listener_ended,
             on_gone=self._channel_gone,
         )
@@ -290,6 +291,7 @@ class Broker:
             self._splicing.listener_lost(channel.id, f"the listener's control channel was lost: {ended.reason}")
         for meeting in list(self._meetings.values()):
             meeting.listener_lost(channel.id)
+        self.http.listener_lost(channel.id)
 
     def _channel_gone(self, channel: ControlChannel) -> None:
         self.channels.discard(channel)
@@ -314,16 +316,17 @@ class Broker:
             headers=headers_for_listener(exchange.head, admitted.token_header, own_host=admitted.own_host),
             remote=RemoteEndpoint(*exchange.remote),
             base_url=self.public_url,
-            allowed=_guids(exchange.head.get("Microsoft-Relay-AllowedListeners")),
-            disallowed=_guids(exchange.head.get("Microsoft-Relay-DisallowedListeners")) or frozenset(),
+            allowed=guids(exchange.head.get("Microsoft-Relay-AllowedListeners")),
+            disallowed=guids(exchange.head.get("Microsoft-Relay-DisallowedListeners")) or frozenset(),
         )
         meeting = Meeting(self, exchange, admitted, offer)
         self._meetings[secret] = meeting
         meeting.start()
 
     def _accept(self, exchange: Exchange, arrival: Arrival) -> None:
-        if arrival.target.action is not Action.ACCEPT:
-            raise InvalidRequest("The rendezvous is not recognised", tracking_id=arrival.tracking_id)
+        if arrival.target.action is Action.REQUEST:
+            self.http.arrived(exchange, arrival)
+            return
         meeting = self._meetings.get(arrival.target.secret or "")
         if meeting is None:
             raise RendezvousNotFound(tracking_id=arrival.tracking_id)
@@ -406,6 +409,7 @@ class Broker:
         for meeting in list(self._meetings.values()):
             if meeting.offer.entity == entity:
                 meeting.refuse(error)
+        self.http.withdraw(lambda admitted: admitted.entity.key == entity, error)
 
     def _end_revoked(self, scope: str) -> None:
         """End what a rule of this entity let in and would let in no more."""
@@ -423,6 +427,7 @@ class Broker:
         for meeting in list(self._meetings.values()):
             if is_revoked(meeting.admitted.grant, Right.SEND):
                 meeting.refuse(error)
+        self.http.withdraw(lambda admitted: is_revoked(admitted.grant, Right.SEND), error)
 
     def tick(self, now: float) -> None:
         """Look at the clock of channels and waiting senders; to be called about once a second."""
@@ -430,6 +435,7 @@ class Broker:
             channel.tick(now)
         for meeting in list(self._meetings.values()):
             meeting.tick(now)
+        self.http.tick(now)
         self._answer_held(self._held.due(now))
         dismissed = self._held.take_dismissed()
         if dismissed:
@@ -452,6 +458,7 @@ class Broker:
     def abort(self) -> None:
         """Cut every control channel and refuse every sender that waits."""
         self._refuse_waiting()
+        self.http.abort()
         for channel in list(self.channels):
             channel.abort()
 
@@ -459,6 +466,7 @@ class Broker:
         self._answer_held(self._held.release())
         for meeting in list(self._meetings.values()):
             meeting.refuse(ServerBusy("ServerBusy: The relay is shutting down, try again"))
+        self.http.withdraw(lambda admitted: True, ServerBusy("ServerBusy: The relay is shutting down, try again"))
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine to its end, in a task that is kept."""
@@ -646,10 +654,3 @@ class Meeting:
 
 def _first(items: tuple[str, ...]) -> str | None:
     return items[0] if items else None
-
-
-def _guids(value: str | None) -> frozenset[str] | None:
-    """A comma-separated list of GUIDs in lower case; None when the header is absent."""
-    if value is None:
-        return None
-    return frozenset(part.strip().lower() for part in value.split(",") if part.strip())

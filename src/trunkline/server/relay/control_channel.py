@@ -1,6 +1,7 @@
 """A listener's control channel, seen from the relay: moves bytes and runs the commands of its state machine.
 
-    offer -> ControlChannel.deliver -> RelayControlChannel -> `accept` on the wire
+    offer -> ControlChannel.deliver -> RelayControlChannel -> `accept` or `request` on the wire
+                                       RelayControlChannel <- `response` -> on_response
 
 It decides nothing: `trunkline.protocol.control_channel` does. Its machine counts in seconds of the loop's clock, also
 the expiry of tokens, so that a jump of the wall clock closes no channel.
@@ -16,11 +17,11 @@ from dataclasses import dataclass
 from trunkline.protocol import control_channel as core
 from trunkline.protocol.errors import ConnectionLost, RelayError
 from trunkline.protocol.limits import Limits
-from trunkline.protocol.messages import Accept
-from trunkline.protocol.urls import Action, accept_address
+from trunkline.protocol.messages import Accept, Request, Response
+from trunkline.protocol.urls import Action, accept_address, request_address
 from trunkline.server.entities.authorization import Grant
 from trunkline.server.relay.legs import Farewell
-from trunkline.server.relay.listeners import Offer, Registration
+from trunkline.server.relay.listeners import Offer, PlainRequest, Registration
 from trunkline.server.relay.sockets import RECEIVE_BUFFER, is_lost
 
 # A listener that has not read this much of its offers is told of no more.
@@ -60,6 +61,7 @@ class ControlChannel(asyncio.BufferedProtocol):
         facts: what it hangs on.
         clock: seconds, monotonic.
         on_token: called with the text of a renewed token; answers by `renewed` or `refused`.
+        on_response: called with each response to a plain HTTP request and its body, whether or not one is waited for.
         on_ended: called once when the channel has ended; bytes may still leave.
         on_gone: called once when the transport is gone.
     """
@@ -70,6 +72,7 @@ class ControlChannel(asyncio.BufferedProtocol):
         *,
         clock: Callable[[], float],
         on_token: Callable[[ControlChannel, str], None],
+        on_response: Callable[[ControlChannel, Response, bytes], None],
         on_ended: Callable[[ControlChannel, core.Ended], None],
         on_gone: Callable[[ControlChannel], None],
     ) -> None:
@@ -78,6 +81,7 @@ class ControlChannel(asyncio.BufferedProtocol):
         self._machine: core.RelayControlChannel | None = None
         self._clock = clock
         self._on_token = on_token
+        self._on_response = on_response
         self._on_ended = on_ended
         self._on_gone = on_gone
         # None before the 101 was written and after the transport is gone.
@@ -124,6 +128,15 @@ class ControlChannel(asyncio.BufferedProtocol):
     def deliver(self, offer: Offer) -> bool:
         if self._transport is None or self._transport.get_write_buffer_size() > BACKLOG:
             return False
+        try:
+            self._run(self._told(offer) if offer.request is None else self._asked(offer, offer.request))
+        except ConnectionLost:
+            return False
+        self.offers += 1
+        return True
+
+    def _told(self, offer: Offer) -> list[core.Command]:
+        """Of a sender that wants a connection."""
         address = accept_address(
             offer.base_url or self.facts.base_url,
             offer.path,
@@ -133,13 +146,18 @@ class ControlChannel(asyncio.BufferedProtocol):
             id=offer.tracking_id,
             secret=offer.secret,
         )
-        accept = Accept(address, offer.tracking_id, offer.headers, offer.remote)
-        try:
-            self._run(self.machine.offer(accept))
-        except ConnectionLost:
-            return False
-        self.offers += 1
-        return True
+        return self.machine.offer(Accept(address, offer.tracking_id, offer.headers, offer.remote))
+
+    def _asked(self, offer: Offer, plain: PlainRequest) -> list[core.Command]:
+        """Of a plain HTTP request."""
+        base = offer.base_url or self.facts.base_url
+        address = request_address(base, offer.path, id=offer.tracking_id, secret=offer.secret)
+        if plain.body is None:
+            return self.machine.request(Request(address, offer.tracking_id), b"")
+        request = Request(
+            address, offer.tracking_id, plain.target, plain.method, offer.headers, offer.remote, bool(plain.body)
+        )
+        return self.machine.request(request, plain.body)
 
     # -- the transport
 
@@ -289,8 +307,10 @@ class ControlChannel(asyncio.BufferedProtocol):
                 self.abort()
             case core.Ended():
                 self._on_ended(self, command)
+            case core.Deliver(response, body):
+                self._on_response(self, response, body or b"")
             case _:
-                # Responses to HTTP requests: this node sends no requests, so they answer nothing.
+                # What only the listener's end is told.
                 pass
 
     def _close_transport(self) -> None:

@@ -6,7 +6,7 @@ with a dictionary (`LocalDirectory`). Its calls are awaited because elsewhere th
     register -> Registration        active, standby or parked; waits while its client has too many parked
     place    -> Placement           the listener that was told of a sender, and the sender's ticket
     came, did_not_come              what became of it: two that did not come in a row depose a listener
-    release                         the sender's connection has ended
+    release                         the sender's connection has ended, or its request is answered
     unregister                      the listener's control channel has ended
 
 Surplus listeners of one client are parked, not refused: hyco-ws answers every refusal with two new attempts, and
@@ -25,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
-from trunkline.protocol.errors import ListenerQuotaExceeded, ListenersExcluded, NoListener, QuotaExceeded
+from trunkline.protocol.errors import ListenerQuotaExceeded, ListenersExcluded, NoListener, QuotaExceeded, ServerBusy
 from trunkline.protocol.limits import Limits
 from trunkline.protocol.messages import RemoteEndpoint
 
@@ -38,6 +38,16 @@ SURPLUS = 4_096
 # A listener that lets so many senders in a row wait in vain is passed over, for so many seconds.
 STRIKES = 2
 PASSED_OVER_FOR = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class PlainRequest:
+    """What a listener is told of a plain HTTP request; see `trunkline.protocol.messages.Request`."""
+
+    method: str
+    target: str = field(repr=False)
+    # The whole body, empty for none; None: the listener is told the address alone, and fetches the rest there.
+    body: bytes | None = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +72,8 @@ class Offer:
     # GUIDs of the listeners that the sender allows and disallows; None: all, none.
     allowed: frozenset[str] | None = None
     disallowed: frozenset[str] = frozenset()
+    # None: it wants a connection.
+    request: PlainRequest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +126,19 @@ class Registration:
     passed_over_until: float = 0.0
     # Senders whose connections it has.
     tickets: set[str] = field(default_factory=set)
+    # Plain HTTP requests that it was told of and that are not over.
+    requests: set[str] = field(default_factory=set)
     # Senders that it was told of since it came.
     offers: int = 0
 
     def __repr__(self) -> str:
         state = "parked" if self.parked else "registered"
-        return f"<Registration {self.listener.id} {state} tickets={len(self.tickets)}>"
+        return f"<Registration {self.listener.id} {state} tickets={len(self.tickets)} requests={len(self.requests)}>"
+
+    @property
+    def load(self) -> int:
+        """How much it has to do, for `balanced`."""
+        return len(self.tickets) + len(self.requests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +154,8 @@ class Standing:
     connections: int
     # Senders that it was told of since it came.
     offers: int
+    # Plain HTTP requests that it was told of and that are not over.
+    requests: int = 0
 
 
 class ListenerDirectory(Protocol):
@@ -154,10 +175,10 @@ class ListenerDirectory(Protocol):
         """Choose a listener, none of `exclude`, and tell it.
 
         Raises:
-            QuotaExceeded: the entity has `max_senders`.
+            QuotaExceeded: the entity has `max_senders`, or `max_requests`.
             NoListener: nobody is there; ListenersExcluded: somebody is, and the sender does not want it.
             HeadersTooLarge: the offer cannot be told to any client.
-            ServerBusy: the directory cannot decide now.
+            ServerBusy: the directory cannot decide now, or the listeners take no more requests for the moment.
         """
 
     async def came(self, placement: Placement) -> None:
@@ -194,7 +215,7 @@ class ListenerCounts(NamedTuple):
 class _Roster:
     """Who is there for one entity."""
 
-    __slots__ = ("most_listeners", "parked", "policy", "registered", "tickets", "turn", "waiting")
+    __slots__ = ("most_listeners", "parked", "policy", "registered", "requests", "tickets", "turn", "waiting")
 
     def __init__(self) -> None:
         # `listener_policy` as whoever asked last had it.
@@ -208,12 +229,14 @@ class _Roster:
         self.waiting: dict[Client, dict[Registration, asyncio.Future[None]]] = {}
         # Senders: the listener that has each, None while there is none.
         self.tickets: dict[str, Registration | None] = {}
+        # Plain HTTP requests that are not over: the listener that was told.
+        self.requests: dict[str, Registration | None] = {}
         # Counts placements, for `round-robin`.
         self.turn = 0
 
     @property
     def is_empty(self) -> bool:
-        return not (self.registered or self.parked or self.waiting or self.tickets)
+        return not (self.registered or self.parked or self.waiting or self.tickets or self.requests)
 
 
 class LocalDirectory:
@@ -337,23 +360,26 @@ class LocalDirectory:
         roster = self._rosters.setdefault(offer.entity, _Roster())
         try:
             self._note_limits(roster, offer.limits)
-            most = offer.limits.max_senders
-            if offer.ticket not in roster.tickets and most and len(roster.tickets) >= most:
-                raise QuotaExceeded(
-                    f"QuotaExceeded: The endpoint has {most} sender connections, which is its maximum (max_senders); "
-                    "try again when one has ended"
-                )
-            for registration in self._in_order(roster, offer, exclude):
+            wants_connection = offer.request is None
+            ledger = roster.tickets if wants_connection else roster.requests
+            if offer.ticket not in ledger:
+                _check_room(offer, len(ledger))
+            wanted = self._in_order(roster, offer, exclude)
+            for registration in wanted:
                 if registration.listener.deliver(offer):
                     roster.turn += 1
-                    before = roster.tickets.get(offer.ticket)
+                    before = ledger.get(offer.ticket)
                     if before is not None:
                         # It was offered to that one, which did not come or was lost.
                         before.tickets.discard(offer.ticket)
-                    roster.tickets[offer.ticket] = registration
-                    registration.tickets.add(offer.ticket)
+                        before.requests.discard(offer.ticket)
+                    ledger[offer.ticket] = registration
+                    (registration.tickets if wants_connection else registration.requests).add(offer.ticket)
                     registration.offers += 1
                     return Placement(offer.entity, registration.listener.id, offer.ticket)
+            if wanted and not wants_connection:
+                # They are there, and have not read what they were told. A request can wait for that.
+                raise ServerBusy("ServerBusy: The listeners do not read the requests that they are sent")
             raise NoListener(status=offer.limits.no_listener_status)
         finally:
             self._forget_if_empty(offer.entity, roster)
@@ -368,7 +394,7 @@ class LocalDirectory:
             first = roster.turn % len(wanted)
             wanted = wanted[first:] + wanted[:first]
         elif offer.limits.listener_policy == "balanced":
-            wanted.sort(key=lambda each: (len(each.tickets), self._chance.random()))
+            wanted.sort(key=lambda each: (each.load, self._chance.random()))
         now = self._clock()
         return sorted(wanted, key=lambda each: each.passed_over_until > now)
 
@@ -403,9 +429,10 @@ class LocalDirectory:
         roster = self._rosters.get(entity)
         if roster is None:
             return
-        registration = roster.tickets.pop(ticket, None)
+        registration = roster.tickets.pop(ticket, None) or roster.requests.pop(ticket, None)
         if registration is not None:
             registration.tickets.discard(ticket)
+            registration.requests.discard(ticket)
         self._forget_if_empty(entity, roster)
 
     async def take_limits(self, entity: str, limits: Limits) -> None:
@@ -423,7 +450,8 @@ class LocalDirectory:
 
         def add(registration: Registration, state: Literal["active", "standby", "parked", "waiting"]) -> None:
             tickets, offers = len(registration.tickets), registration.offers
-            found.append(Standing(registration.entity, registration.listener, state, tickets, offers))
+            requests = len(registration.requests)
+            found.append(Standing(registration.entity, registration.listener, state, tickets, offers, requests))
 
         for entity in sorted(self._rosters):
             roster = self._rosters[entity]
@@ -462,6 +490,21 @@ class LocalDirectory:
     def _forget_if_empty(self, entity: str, roster: _Roster) -> None:
         if roster.is_empty and self._rosters.get(entity) is roster:
             del self._rosters[entity]
+
+
+def _check_room(offer: Offer, there: int) -> None:
+    """Raise QuotaExceeded when the entity has as many senders, or requests, as it may."""
+    limits = offer.limits
+    most, name, what = (
+        (limits.max_senders, "max_senders", "sender connections")
+        if offer.request is None
+        else (limits.max_requests, "max_requests", "requests in flight")
+    )
+    if most and there >= most:
+        raise QuotaExceeded(
+            f"QuotaExceeded: The endpoint has {most} {what}, which is its maximum ({name}); "
+            "try again when one has ended"
+        )
 
 
 def _has_room(roster: _Roster) -> bool:
