@@ -171,6 +171,8 @@ def user_query(query: str) -> str:
     ----------
     query: without the "?".
     """
+    if not query:
+        return query
     rest = _OWN_PART.sub("", query)
     # Of a part that goes, the "&" in front of it goes too; the first one has none.
     return rest[1:] if not query.startswith("&") and _OWN_PART.match(query) else rest
@@ -373,6 +375,8 @@ def _parameters(query: str) -> dict[str, str]:
 
 def _segments(raw_path: str) -> tuple[str, ...]:
     """The segments of a path, each decoded by itself, without empty ones."""
+    if "%" not in raw_path:
+        return tuple(filter(None, raw_path.split("/")))
     # All at once, which is much cheaper where there are thousands; an escaped slash is no border.
     decoded = unquote(raw_path.replace("%2F", _SLASH).replace("%2f", _SLASH))
     segments = tuple(segment for segment in decoded.split("/") if segment)
@@ -391,6 +395,8 @@ def _decodings(path: str) -> Iterator[str]:
 
 def _climbs(raw: str) -> bool:
     """Whether a segment of a path, or a part of one once decoded, means its parent."""
+    if "%" not in raw:
+        return ".." in raw and _PARENT.search(raw) is not None
     return any(_PARENT.search(form) for form in _decodings(raw))
 
 
