@@ -190,7 +190,8 @@ def paragraphs(docstring: str) -> str:
 ALERTS = """
 ## Alerts
 
-Connections fail, they take long, or nobody listens any more where somebody did:
+Connections or requests fail, they take long, a web service answers with errors, or nobody listens any more where
+somebody did:
 
 ```yaml
 groups:
@@ -205,6 +206,16 @@ groups:
         expr: >
           histogram_quantile(0.95,
             sum by (namespace, entity, le) (rate(relay_connect_seconds_bucket[5m]))) > 1
+        for: 5m
+      - alert: RequestsAreSlow
+        expr: >
+          histogram_quantile(0.95,
+            sum by (namespace, entity, le) (rate(relay_http_request_seconds_bucket[5m]))) > 5
+        for: 5m
+      - alert: WebServiceFails
+        expr: >
+          sum by (namespace, entity) (rate(relay_http_requests_total{outcome=~"5xx|cut"}[5m]))
+          / sum by (namespace, entity) (rate(relay_http_requests_total[5m])) > 0.05
         for: 5m
       - alert: ListenerLost
         expr: >
@@ -240,10 +251,10 @@ scrape_configs:
     text += table(("name", "type", "labels", "what", "Azure Monitor"), map(_metric_row, METRICS))
     text += """
 Each metric with `namespace`, `entity` and `kind` is there for every hybrid connection that has been used since the
-node started, with a zero for all that has not happened yet. `relay_active_listeners`, `relay_active_connections` and
-`relay_waiting_senders` are there for all others too. What concerns a hybrid connection that does not exist, or not any
-more, has an empty `entity` and `kind`: names that somebody makes up become no labels. The counters of a hybrid
-connection go when it is deleted.
+node started, with a zero for all that has not happened yet. `relay_active_listeners`, `relay_active_connections`,
+`relay_active_http_requests` and `relay_waiting_senders` are there for all others too. What concerns a hybrid
+connection that does not exist, or not any more, has an empty `entity` and `kind`: names that somebody makes up become
+no labels. The counters of a hybrid connection go when it is deleted.
 
 On Linux there are also `process_cpu_seconds_total`, `process_resident_memory_bytes`, `process_virtual_memory_bytes`,
 `process_start_time_seconds`, `process_open_fds` and `process_max_fds`: files and sockets that are open, and their
@@ -251,6 +262,10 @@ limit.
 
 The names in the last column are those of Azure Monitor. `...-TotalRequests` is the sum over `result`, and
 `BytesTransferred` the sum over `direction`.
+
+The `outcome` of a plain HTTP request is the class of the listener's status when all of its answer was passed on;
+`client_error` or `server_error` when the relay answered with an error of its own; `left` when the sender did not wait
+for the end; `cut` when an answer that had begun could not be finished.
 
 A frame costs nothing for all that: its connection counts it, and the counts are added up when somebody asks. An answer
 with 100 hybrid connections and 5,000 connections has 8,000 lines and takes 65 ms of one core. It is written in
@@ -274,7 +289,8 @@ what it has; where the collector does not answer, it gives up after four seconds
 """
     text += table(("name", "instrument", "unit", "is"), map(_instrument_row, METRICS))
     text += """
-The span `relay.rendezvous` begins with the sender's request and ends with its answer. Its attributes:
+The span `relay.rendezvous` begins with the sender's request and ends with its answer; that of a plain HTTP request when
+the whole answer was passed on. Its attributes:
 
 """
     text += table(("attribute", "what"), ((code(name), what) for name, what in SPAN_ATTRIBUTES.items()))
