@@ -580,7 +580,7 @@ async def sender_of_http_1_0_is_served_and_the_connection_closed(relay: Relay) -
             assert await sender.ended()
 
 
-@conversation("framing", lacks={"small pieces"})
+@conversation("framing")
 async def early_answer_reaches_the_sender_before_its_body_is_whole(relay: Relay) -> None:
     async with relay.connect() as sender:
         plan = {"read": "none", "status": 413, "body": [["text", "too much"]]}

@@ -11,16 +11,16 @@ from trunkline.protocol import connection_string, sas
 class Addresses:
     """URLs of one hybrid connection, and tokens of one rule.
 
-    hyco-ws has functions that make the URLs, with port 443 fixed; so a test spells them, as an application with
-    another port must.
+    hyco-ws and hyco-https have functions that make the URLs, with wss and port 443 fixed; so a test spells them, as
+    an application with another port must.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, secure: bool = True) -> None:
         parsed = connection_string.parse(text)
         assert parsed.key_name is not None and parsed.key is not None and parsed.entity_path is not None
         self.rule, self.key, self.entity = parsed.key_name, parsed.key, parsed.entity_path
         self.host = parsed.host
-        self.base = f"wss://{parsed.host}:{parsed.port}/$hc/{self.entity}"
+        self.base = f"{'wss' if secure else 'ws'}://{parsed.host}:{parsed.port}/$hc/{self.entity}"
         self.listen_url = f"{self.base}?sb-hc-action=listen"
         self.connect_url = f"{self.base}?sb-hc-action=connect"
 

@@ -1,0 +1,150 @@
+"""hyco-https, unmodified, as listener: the cases of `http_cases`, and Python, curl and Node as senders.
+
+What it cannot do is named where a test goes round it; each was read in its source and seen:
+
+- it sends the first of several values of a header (`repeated`);
+- on a request that came over the control channel it keeps an answer back until 64 KiB or its end (`small pieces`);
+- it takes a request's body as one message, when it is whole (`request pieces`);
+- `response.end(Buffer.alloc(0))` sends nothing at all;
+- it closes no rendezvous, and follows an answer without a body with an empty binary message.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+
+import pytest
+
+import http_cases
+from http_cases import Exchange, Relay
+from http_sender import Answer
+from trunkline.testing import RelayNode, relay_node
+from wire import http_clients
+from wire.addresses import Addresses
+from wire.node_script import NodeScript
+
+pytestmark = pytest.mark.loop("uvloop")
+
+HYCO_LACKS = frozenset({"repeated", "small pieces", "request pieces"})
+
+Start = Callable[..., NodeScript]
+
+
+@asynccontextmanager
+async def hyco_https(start: Start, node: RelayNode, **options: object) -> AsyncIterator[tuple[NodeScript, Relay]]:
+    """A listener that is listening, and where its senders go."""
+    at = Addresses(node.connection_string(), secure=node.tls)
+    options = {"url": at.listen_url, "token": at.token_options(), **options}
+    async with start("http_listener", ca_file=node.ca_file, **options) as listener:
+        await listener.expect("listening")
+        yield listener, Relay.of(node, lacks=HYCO_LACKS)
+
+
+GROUPS = [
+    pytest.param(group, marks=pytest.mark.slow) if group in http_cases.SLOW_GROUPS else group
+    for group in http_cases.GROUPS
+]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+async def test_hyco_https_serves_the_cases_over_tls(node_script: Start, group: str) -> None:
+    async with relay_node(tls=True) as node, hyco_https(node_script, node) as (_, relay):
+        await http_cases.run(group, relay)
+
+
+@pytest.mark.parametrize("group", ["bodies", "framing", "broken ends"])
+async def test_hyco_https_serves_the_cases_without_tls(node_script: Start, group: str) -> None:
+    async with relay_node() as node, hyco_https(node_script, node) as (_, relay):
+        await http_cases.run(group, relay)
+
+
+#: What every client can say in its own way; the larger ones were tried above.
+EXCHANGES = [case for case in http_cases.exchanges("bodies", "headers", "status codes") if case.size <= 100_000]
+METHODS = list(http_cases.exchanges("methods"))
+TARGETS = list(http_cases.exchanges("targets"))
+
+
+async def run_all(cases: Iterable[Exchange], relay: Relay, send: Callable[[Exchange, int], Awaitable[Answer]]) -> None:
+    for n, case in enumerate(cases):
+        if relay.lacks.isdisjoint(case.lacks):
+            try:
+                case.check(await send(case, n), relay)
+            except BaseException as error:
+                error.add_note(f"in the case: {case}")
+                raise
+
+
+@pytest.mark.parametrize(
+    "client", [http_clients.with_httpx, http_clients.with_http_client, http_clients.with_curl], ids=lambda c: c.__name__
+)
+async def test_python_and_curl_get_their_answers_from_hyco_https(
+    node_script: Start, client: http_clients.Client
+) -> None:
+    async with relay_node(tls=True) as node, hyco_https(node_script, node) as (_, relay):
+        await run_all(EXCHANGES + METHODS + TARGETS, relay, lambda case, _: client(case, relay, node.ca_file))
+
+
+#: Methods of Node's own parser, which is older than the node's.
+NODE_METHODS = [case for case in METHODS if case.method not in ("QUERY",)]
+
+
+async def test_hyco_https_request_gets_its_answers_from_hyco_https(node_script: Start) -> None:
+    async with relay_node(tls=True) as node, hyco_https(node_script, node) as (_, relay):
+        at = Addresses(node.connection_string())
+        token = {"uri": f"https://{at.host}/{at.entity}", "rule": at.rule, "key": at.key, "seconds": 600}
+        async with node_script("http_sender", ca_file=node.ca_file) as sender:
+            await run_all(
+                EXCHANGES + NODE_METHODS + TARGETS,
+                relay,
+                lambda case, n: http_clients.with_hyco_https(case, relay, sender, token, n),
+            )
+
+
+async def test_fetch_of_node_gets_its_answers_from_hyco_https(node_script: Start) -> None:
+    async with relay_node(tls=True) as node, hyco_https(node_script, node) as (_, relay):
+        # It sends no body with GET, and says itself how long a body is.
+        cases = [case for case in http_cases.exchanges("bodies") if case.chunks is None and case.size <= 100_000]
+        async with node_script("http_sender", ca_file=node.ca_file) as sender:
+            await run_all(cases, relay, lambda case, n: http_clients.with_fetch(case, relay, sender, n))
+
+
+async def test_token_in_the_query_that_hyco_https_makes_lets_a_sender_in(node_script: Start) -> None:
+    async with relay_node(tls=True) as node, hyco_https(node_script, node) as (_, relay):
+        at = Addresses(node.connection_string())
+        identifier = "7b1c2d3e-0000-4000-8000-123456789abc"
+        async with node_script("http_sender", ca_file=node.ca_file) as sender:
+            sender.tell("uri", host=f"{at.host}:{node.port}", path=at.entity, token=at.token(), id=identifier)
+            uri = (await sender.expect("uri"))["uri"]
+            sender.tell("fetch", n=1, url=f"{uri}&city=K%C3%B6ln", method="GET")
+            answered = await sender.expect("answered", n=1)
+        assert answered["status"] == 200
+        assert json.loads(answered["body"])["target"] == f"/{at.entity}?city=K%C3%B6ln"
+
+
+async def test_hyco_https_that_sends_nothing_leaves_the_sender_with_504(node_script: Start) -> None:
+    # A bug of hyco-https: `response.end` with an empty buffer sends no answer.
+    async with relay_node(tls=True, response_timeout=0.5) as node, hyco_https(node_script, node) as (_, relay):
+        async with relay.connect() as sender:
+            relay.ask(sender, {"body": [["empty"]]})
+            answer = await sender.answer()
+            assert answer.status == 504 and not answer.all("via")
+            assert "did not" in json.loads(answer.body)["error"]["message"]
+            relay.ask(sender)
+            assert (await sender.answer()).status == 200
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+async def test_hyco_https_answers_too_late_and_goes_on(node_script: Start, size: int) -> None:
+    # It has no handler for the error of a rendezvous that is refused, and would die of it.
+    late = http_cases.gate()
+    async with relay_node(tls=True, response_timeout=0.5) as node, hyco_https(node_script, node) as (listener, relay):
+        async with relay.connect() as sender:
+            relay.ask(sender, {"before": [["wait", late]], "body": [["bytes", size, "late"]]})
+            assert (await sender.answer()).status == 504
+            listener.tell("open", gate=late)
+            for _ in range(3):
+                relay.ask(sender)
+                assert (await sender.answer()).status == 200
+        assert not listener.said("error")
