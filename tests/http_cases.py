@@ -460,6 +460,7 @@ _TARGETS: tuple[tuple[str, str | None], ...] = (
     ("/ENTITY?%20", None),
     ("/ENTITY?a=%26%3D%23", None),
     ("/ENTITY?K%C3%B6ln=%E2%82%AC", None),
+    ("/ENTITY?%C3%b8", "/ENTITY?%C3%B8"),
     ("/ENTITY?url=http://a/b?c", None),
     ("/ENTITY?api-version=abc", None),
     ("/ENTITY/x?foo=bar&", None),
@@ -486,6 +487,22 @@ GROUPS["targets"] = [
     *(Exchange(f"target {sent}", target=sent, seen=seen) for sent, seen in _TARGETS),
     *(Exchange(f"target {sent}", target=sent, seen=seen, lacks={"raw target"}) for sent, seen in _DECODED),
 ]
+
+#: Paths that lead out of the entity for whoever decodes them once more, or resolves them.
+_CLIMBING = (
+    "/ENTITY/..", "/ENTITY/../other", "/ENTITY/a/../../other", "/ENTITY/%2e%2e/other", "/ENTITY/.%2E/other",
+    "/ENTITY/..%2fother", "/ENTITY/a%2f..%2f..%2fother", "/ENTITY/..%5cother", "/ENTITY/%2e%2e%5cother",
+    "/ENTITY/%252e%252e/other", "/ENTITY/%252e%252e%252fother", "/../ENTITY/../other", "/ENTITY\\..\\other",
+)  # fmt: skip
+
+
+@conversation("targets")
+async def target_that_climbs_out_of_its_entity_is_refused(relay: Relay) -> None:
+    for target in _CLIMBING:
+        async with relay.connect() as sender:
+            sender.write_request("GET", target.replace("ENTITY", relay.entity), relay.request_headers())
+            answer = await sender.answer()
+            assert answer.status == 400 and not answer.all("via"), (target, answer)
 
 
 # --- framing ---
