@@ -502,7 +502,7 @@ async def target_that_climbs_out_of_its_entity_is_refused(relay: Relay) -> None:
         async with relay.connect() as sender:
             sender.write_request("GET", target.replace("ENTITY", relay.entity), relay.request_headers())
             answer = await sender.answer()
-            assert answer.status == 400 and not answer.all("via"), (target, answer)
+            assert answer.status in (400, 404) and not answer.all("via"), (target, answer)
 
 
 # --- framing ---

@@ -63,7 +63,8 @@ async def test_no_secret_of_a_request_is_logged(caplog: pytest.LogCaptureFixture
                     assert refused.status == 401
                     assert SECRET not in refused.reason + refused.body.decode()
             async with relay.connect() as sender:
-                sender.write_request("GET", f"/nobody/{SECRET}?key={SECRET}", [*relay.headers])
+                headers = [host, ("ServiceBusAuthorization", node.token(""))]
+                sender.write_request("GET", f"/nobody/x?key={SECRET}", headers)
                 assert (await sender.answer()).status == 404
             await control.send_close(1000)
         await asyncio.sleep(0)
@@ -71,6 +72,4 @@ async def test_no_secret_of_a_request_is_logged(caplog: pytest.LogCaptureFixture
     assert "7" in logged  # there is a log
     for secret in secrets:
         for form in (secret, quote(secret, safe="")):
-            assert form not in logged.replace(f"/nobody/{SECRET}", ""), [
-                line for line in logged.split("\n") if form in line
-            ][:3]
+            assert form not in logged, [line for line in logged.split("\n") if form in line][:3]
