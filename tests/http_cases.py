@@ -718,10 +718,12 @@ async def slow_answer_keeps_nobody_waiting(relay: Relay) -> None:
 
 @conversation("broken ends")
 async def listener_that_breaks_off_is_no_clean_end(relay: Relay) -> None:
+    begun = gate()
     async with relay.connect() as sender:
-        relay.ask(sender, {"body": [["bytes", 100_000, "a"], ["abort"]]})
+        relay.ask(sender, {"body": [["bytes", 100_000, "a"], ["wait", begun], ["abort"]]})
         head = await sender.head()
         assert head.status == 200
+        await relay.open(begun)
         got = b""
         try:
             while piece := await sender.piece():

@@ -171,7 +171,10 @@ class HttpLeg:
             commands += self._core.body(body, now, end=True)
         self.closing = True
         self._forget()
-        self._run(commands + self._core.close(1000, "", now))
+        commands += self._core.close(1000, "", now)
+        # One write for all of it.
+        self._link.write(b"".join(command.data for command in commands if isinstance(command, Send)))
+        self._run([command for command in commands if not isinstance(command, Send)])
 
     # --- the end ----------------------------------------------------------------------------------------------
 
@@ -206,10 +209,6 @@ class HttpLeg:
         self._run(self._core.connection_lost(self._clock.monotonic()))
 
     def _run(self, commands: Sequence[Command]) -> None:
-        if len(commands) > 1 and (sends := [command.data for command in commands if isinstance(command, Send)]):
-            # One write for a whole answer. What else there is comes after it: the core ends nothing before it is said.
-            self._link.write(b"".join(sends))
-            commands = [command for command in commands if not isinstance(command, Send)]
         for command in commands:
             match command:
                 case Send():

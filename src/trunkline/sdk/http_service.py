@@ -15,6 +15,7 @@ import sys
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine
 from dataclasses import replace
+from typing import Any
 
 from trunkline.protocol.control_channel import Requested
 from trunkline.protocol.errors import ConnectionLost, MessageTooLarge, RelayError
@@ -86,8 +87,8 @@ class HttpService:
         self._held: deque[tuple[float, ResponseWriter]] = deque()
         self._flusher: Timer | None = None
         self._stopping = False
-        # Handlers that close their own listener: they are not ended by it, nor waited for.
-        self._closers: set[asyncio.Task[None]] = set()
+        # Tasks that close the listener. A handler among them is not ended by it, nor waited for.
+        self._closers: set[asyncio.Task[Any]] = set()
 
     def __repr__(self) -> str:
         return f"<HttpService requests={self._in_hand} rendezvous={len(self._legs)}>"
@@ -284,9 +285,10 @@ class HttpService:
     # --- the end ----------------------------------------------------------------------------------------------
 
     def spare(self) -> None:
-        """The running task closes the listener; if it is one of these, the end of the listener is not its end."""
+        """The running task closes the listener; if it is a handler, the end of the listener is not its end."""
         task = asyncio.current_task()
-        self._closers |= {each for each in self._tasks if each is task}
+        assert task is not None
+        self._closers.add(task)
 
     async def leave(self) -> None:
         """Give each request in hand a rendezvous of its own, so that it can be answered without the control channel.
@@ -334,7 +336,7 @@ class HttpService:
             task.cancel()
         if last := self._last():
             await asyncio.wait(last, timeout=_LAST_WAY)
-        if not self._closers:
+        if not self._tasks & self._closers:
             self.abort()
 
     def abort(self) -> None:

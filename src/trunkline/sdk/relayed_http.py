@@ -522,7 +522,9 @@ class ResponseWriter:
     async def _opened(self) -> None:
         """Wait until what was held is sent."""
         assert self._opening is not None
-        await asyncio.shield(self._opening)
+        await asyncio.wait([self._opening])
+        if not self._opening.cancelled():
+            self._opening.result()
         ended, self._ended = self._ended, False
         self._check()
         self._ended = ended
