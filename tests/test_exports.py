@@ -39,6 +39,7 @@ PUBLIC = {
         "Token",
         "TokenProvider",
     ],
+    "trunkline.sdk.asgi": ["AsgiHost", "LifespanFailed", "Served", "serve"],
     "trunkline.testing": ["RelayNode", "RelayNodeThread", "relay_node", "relay_node_thread"],
 }
 

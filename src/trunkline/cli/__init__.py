@@ -8,6 +8,7 @@ that was asked for is imported, so that ``trunkline --help`` is fast.
                                 under a service manager                   systemd
                                 whose log never holds it up               log_stream
     listen, connect             the two sides of a connection             credentials, standard_streams
+    host                        a web application as the listener         asgi_application, reload
     connection-string, token    what others need to get in                credentials, rules
                                 explained, or kept in a file              token_explanation, token_file
     doctor                      what is wrong on the way                  diagnosis, doctor_network, doctor_relay
@@ -36,6 +37,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "serve": ("serve", "Run a relay node."),
     "emulator": ("emulator", "Run a local relay that is ready to use, for developing and testing."),
     "listen": ("listen", "Listen on a hybrid connection: echo, print, or answer from standard input."),
+    "host": ("host", "Serve an ASGI application, such as one of FastAPI or Django, with no open port."),
     "connect": ("connect", "Connect to a listener: standard input there, what it sends to standard output."),
     "connection-string": ("connection_string", "Print a connection string."),
     "token": ("token", "Print a token, keep one fresh in a file, or explain one."),
@@ -60,6 +62,7 @@ _EXIT_STATUS_WORDS: Mapping[str, tuple[str, str, str]] = {
     "emulator": ("it was stopped by a signal, or the exchange of --once worked", "", " during the exchange of --once"),
     "listen": ("it worked", ", or the connection of --once or --stdio ended abnormally", ""),
     "connect": ("it worked", ", or the connection ended abnormally", ""),
+    "host": ("it worked", ", or the application did", ""),
     "token": ("it worked, or a signal ended --every", ", or a relay refuses the token of --explain", ""),
     "doctor": ("it works, perhaps with warnings", ": a step did", ""),
 }

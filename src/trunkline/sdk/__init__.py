@@ -11,7 +11,8 @@ them, through a `proxy` where there is one; `websocket` is the transport and han
 the rules of a data connection, and `connection` is what applications read and write. `control_channel` runs a
 listener's registration, `incoming` is a sender as the accept handler sees it, `reconnect` decides when to try again.
 HTTP: `http_service` gives requests to the handler, which sees them as in `relayed_http`; `http_rendezvous` carries
-large ones. They are made with others' libraries: `sender_token` is behind `httpx_auth` and `requests_auth`.
+large ones; `asgi` hosts applications on it. For requests that others' libraries make, `sender_token` is behind
+`httpx_auth` and `requests_auth`.
 Errors: `trunkline.protocol.errors`.
 """
 

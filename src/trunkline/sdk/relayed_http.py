@@ -237,6 +237,11 @@ class HttpRequest:
         return self._entity
 
     @property
+    def length(self) -> int | None:
+        """Bytes of the body that are still to be read; None while they are not known, because it is on its way."""
+        return len(self._body) if self._leg is None else None
+
+    @property
     def disconnected(self) -> asyncio.Future[None]:
         """Done when nobody waits for the answer any more: the sender or the relay is gone.
 

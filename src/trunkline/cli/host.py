@@ -1,0 +1,160 @@
+"""``trunkline host``: an ASGI application behind a hybrid connection."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trunkline.cli import asgi_application, credentials
+from trunkline.cli.event_loop import run
+from trunkline.cli.failure import Failure, usage
+from trunkline.cli.reload import end_with_parent, run_again_on_change
+
+if TYPE_CHECKING:
+    from trunkline.sdk.asgi import Served
+
+#: Seconds that requests get to end, unless told otherwise; and with --reload, where somebody waits for the new code.
+SHUTDOWN_TIMEOUT = 10.0
+SHUTDOWN_TIMEOUT_OF_RELOAD = 1.0
+
+
+def command(
+    app: Annotated[str, typer.Argument(metavar="MODULE:ATTRIBUTE", help="The application, as main:app.")],
+    connection_string: credentials.ConnectionStringOption = None,
+    entity: credentials.EntityOption = None,
+    ca: credentials.CaOption = None,
+    no_tls: credentials.NoTlsOption = False,
+    proxy: credentials.ProxyOption = None,
+    factory: Annotated[
+        bool, typer.Option("--factory", help="The attribute is a function that makes the application.")
+    ] = False,
+    app_dir: Annotated[Path, typer.Option("--app-dir", metavar="DIR", help="Look for the module here first.")] = Path(
+        "."
+    ),
+    root_path: Annotated[
+        str | None,
+        typer.Option(
+            "--root-path",
+            metavar="PATH",
+            help='What links begin with; otherwise /ENTITY, or "" where senders use a host name of its own.',
+        ),
+    ] = None,
+    access_log: Annotated[
+        bool, typer.Option("--access-log", help="One line on standard output for each request.")
+    ] = False,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Start again when a Python file changes, for developing.")
+    ] = False,
+    reload_dir: Annotated[
+        list[Path] | None,
+        typer.Option("--reload-dir", metavar="DIR", help="Watch this folder instead of --app-dir; repeatable."),
+    ] = None,
+    shutdown_timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--shutdown-timeout",
+            metavar="SECONDS",
+            min=0,
+            help=f"What requests get to end by themselves; {SHUTDOWN_TIMEOUT:g} unless told otherwise, "
+            f"{SHUTDOWN_TIMEOUT_OF_RELOAD:g} with --reload.",
+        ),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="Give up registering after that long.")
+    ] = 60.0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but errors.")] = False,
+    reloaded: Annotated[bool, typer.Option("--reloaded", hidden=True)] = False,
+) -> None:
+    """Serve an ASGI application through a hybrid connection.
+
+    FastAPI, Starlette, Django, Quart: what uvicorn serves on a port is served here without one. HTTP requests and
+    WebSockets reach it at the address that "serving" on stderr names. It stays registered: it reconnects by itself
+    when the relay was away.
+
+    \b
+    Examples:
+      trunkline host main:app
+      trunkline host mysite.asgi:application --hybrid-connection orders
+      trunkline host --factory shop:create_app --app-dir src --reload --access-log
+    """
+    who = credentials.read(connection_string, entity, ca, no_tls, proxy)
+    if root_path is not None:
+        root_path = f"/{root_path.strip('/')}" if root_path.strip("/") else ""
+    if shutdown_timeout is None:
+        shutdown_timeout = SHUTDOWN_TIMEOUT_OF_RELOAD if reload else SHUTDOWN_TIMEOUT
+    if reload_dir and not reload:
+        raise usage("--reload-dir is given without --reload", "add --reload, or leave it out")
+
+    def say(text: str) -> None:
+        if not quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    if reload:
+        folders = reload_dir or [app_dir]
+        for folder in folders:
+            if not folder.is_dir():
+                raise usage(f"{folder} is no folder", "name folders with --app-dir and --reload-dir")
+        arguments = ["host", app, "--reloaded", "--app-dir", str(app_dir), "--entity", who.entity]
+        arguments += ["--shutdown-timeout", str(shutdown_timeout), "--timeout", str(timeout)]
+        for flag, wanted in (
+            ("--factory", factory),
+            ("--access-log", access_log),
+            ("--quiet", quiet),
+            ("--no-tls", no_tls),
+        ):
+            arguments += [flag] if wanted else []
+        for option, value in (("--root-path", root_path), ("--ca", ca), ("--proxy", proxy)):
+            arguments += [option, str(value)] if value is not None else []
+        # The key goes by a variable: other users of this computer may see options.
+        env = {**os.environ, credentials.CONNECTION_STRING_VARIABLE: who.text}
+        run(run_again_on_change([sys.executable, "-m", "trunkline", *arguments], folders, say, env=env))
+        return
+
+    # What the SDK has to say about reconnecting, and about an application that fails.
+    logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="%(message)s", stream=sys.stderr)
+    application = asgi_application.load(app, factory=factory, folder=app_dir)
+
+    async def serve() -> None:
+        from trunkline.sdk.asgi import AsgiHost, LifespanFailed
+
+        if reloaded:
+            task = asyncio.current_task()
+            assert task is not None
+            end_with_parent(task.cancel)
+        host = AsgiHost(
+            application,
+            who.text,
+            entity_path=who.entity,
+            ssl=who.ssl,
+            proxy=who.proxy,
+            root_path=root_path,
+            shutdown_timeout=shutdown_timeout,
+            on_served=_print if access_log else None,
+        )
+        try:
+            with who.reaching():
+                await host.open(timeout)
+            try:
+                say(f"serving {app} on {host.url}; Ctrl-C ends")
+                await host.wait_closed()
+            finally:
+                await host.close()
+        except LifespanFailed as error:
+            raise Failure(str(error), "correct the application; its own output says more") from error
+
+    run(serve())
+
+
+def _print(served: Served) -> None:
+    milliseconds = served.seconds * 1000
+    print(
+        f"{served.remote or '-'} {served.method} {served.target} {served.status or '-'} {milliseconds:.1f} ms "
+        f"{served.sent} B",
+        flush=True,
+    )
