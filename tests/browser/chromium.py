@@ -135,7 +135,7 @@ class Chromium:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env=environment,
-            process_group=0,
+            start_new_session=True,
         )
         self._stack.push_async_callback(_end, process)
         try:

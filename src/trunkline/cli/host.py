@@ -13,7 +13,7 @@ import typer
 
 from trunkline.cli import asgi_application, credentials
 from trunkline.cli.event_loop import run
-from trunkline.cli.failure import Failure, usage
+from trunkline.cli.failure import Failure, harmless, usage
 from trunkline.cli.reload import end_with_parent, run_again_on_change
 
 if TYPE_CHECKING:
@@ -152,9 +152,7 @@ def command(
 
 
 def _print(served: Served) -> None:
-    milliseconds = served.seconds * 1000
-    print(
-        f"{served.remote or '-'} {served.method} {served.target} {served.status or '-'} {milliseconds:.1f} ms "
-        f"{served.sent} B",
-        flush=True,
-    )
+    took = f"{served.seconds * 1000:.1f} ms"
+    # Tokens may stand in a query.
+    line = f"{served.remote or '-'} {served.method} {served.target} {served.status or '-'} {took} {served.sent} B"
+    print(harmless(line), flush=True)

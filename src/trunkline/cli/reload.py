@@ -1,8 +1,8 @@
 """Runs a command again whenever a source file changes.
 
-The command runs as a process of its own, so that every module is imported anew. It is not in the foreground of the
-terminal: Ctrl-C reaches this process alone, which ends the other one in order. If this process is killed, the other one
-sees the end of its standard input, and ends too.
+The command runs as a process of its own, so that every module is imported anew, and in a session of its own: Ctrl-C
+reaches this process alone, which ends the other one in order. If this process is killed, the other one sees the end of
+its standard input, and ends too.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -69,8 +68,7 @@ def end_with_parent(end: Callable[[], object]) -> None:
 
 
 async def _start(command: Sequence[str], env: Mapping[str, str] | None) -> asyncio.subprocess.Process:
-    group = {} if sys.platform == "win32" else {"process_group": 0}
-    return await asyncio.create_subprocess_exec(*command, env=env, stdin=subprocess.PIPE, **group)  # type: ignore[arg-type]
+    return await asyncio.create_subprocess_exec(*command, env=env, stdin=subprocess.PIPE, start_new_session=True)
 
 
 def _tell_end(process: asyncio.subprocess.Process, say: Say) -> asyncio.Task[None]:
