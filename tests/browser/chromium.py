@@ -1,6 +1,7 @@
 """Chromium without a window: found, or brought, and driven over its DevTools protocol.
 
-    async with Chromium(program, trusted=key_hash(host, port)) as browser, browser.open("https://...") as page:
+    trusted = await key_hash(host, port, context)
+    async with Chromium(program, trusted=trusted) as browser, browser.open("https://...") as page:
         assert await page.evaluate("document.title") == "..."
 
 The system's own Chromium is used where there is one. Elsewhere, on Linux on x86-64, it is the one inside an npm
@@ -98,10 +99,13 @@ def chromium_of_npm() -> Program | None:
     return Program(str(final / "chromium"), final / "lib")
 
 
-def key_hash(host: str, port: int) -> str:
+async def key_hash(host: str, port: int, context: ssl.SSLContext) -> str:
     """The SHA-256 of the key of a server's certificate, as `--ignore-certificate-errors-spki-list` has it."""
-    certificate = x509.load_pem_x509_certificate(ssl.get_server_certificate((host, port)).encode())
-    key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    _, writer = await asyncio.open_connection(host, port, ssl=context)
+    der = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.close()
+    await writer.wait_closed()
+    key = x509.load_der_x509_certificate(der).public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return base64.b64encode(hashlib.sha256(key).digest()).decode()
 
 
@@ -161,8 +165,12 @@ class Chromium:
             attached = await browser.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
             page = Page(socket, calls, attached["sessionId"])
             await page.call("Page.enable")
-            gone = await page.call("Page.navigate", url=url)
-            assert "errorText" not in gone, gone
+            went = await page.call("Page.navigate", url=url)
+            assert "errorText" not in went, went
+            # The document of `url` is there; wait until it is loaded.
+            await page.evaluate(
+                "new Promise((done) => document.readyState === 'complete' ? done() : addEventListener('load', done))"
+            )
             yield page
 
 

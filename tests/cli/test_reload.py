@@ -61,6 +61,9 @@ class Supervised:
     async def __aexit__(self, *_: object) -> None:
         if self.process.returncode is None:
             self.process.kill()
+        assert self.process.stdout is not None
+        async with asyncio.timeout(20):
+            await self.process.stdout.read()  # the program holds it too, until it has ended
         await self.process.wait()
 
     async def line(self) -> str:
