@@ -482,7 +482,7 @@ class Node:
                     log.exception("the node failed at %r", look)
             # A connection that has ended, or a request that is answered, may have its last bytes still to send.
             busy = len(self.splicing) or self.splicing.unsent or self.broker.waiting_senders or len(self.broker.http)
-            if self.phase is Phase.DRAINING and not busy:
+            if self.phase is Phase.DRAINING and not busy and not self._frontend.is_answering:
                 self._quiet.set()
 
     def _look_at_admin(self, now: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from server.relay.front_port import Port, say_nothing
 from server.relay.peers import Answer, Peer, until
 from trunkline.protocol.errors import QuotaExceeded, RelayError
+from trunkline.protocol.http_body import CHUNKS_AT_ONCE
+from trunkline.protocol.limits import ANSWER_STALLED
 from trunkline.server.relay.exchange import DROPPED_AT_MOST, Exchange
 
 
@@ -136,6 +139,64 @@ async def test_client_that_expects_100_gets_it_when_its_body_is_read_and_not_bef
         assert sink.is_whole
 
 
+async def test_client_whose_body_is_here_already_gets_no_100() -> None:
+    async with Port(Echo) as port, await port.dial() as peer:
+        peer.send(request("POST", "/", "Content-Length: 5", "Expect: 100-continue", body=b"hello"))
+        answer, body = await whole(peer)
+        assert (answer.status, body) == (200, b"hello")
+
+
+async def test_client_that_expects_100_and_is_refused_may_not_send_its_body() -> None:
+    """Nobody could tell whether what comes next is the body or another request."""
+    async with Port(lambda exchange: exchange.respond(403)) as port, await port.dial() as peer:
+        peer.send(request("POST", "/", "Content-Length: 5", "Expect: 100-continue"))
+        answer = await peer.answer()
+        assert (answer.status, answer.all("Connection")) == (403, ["close"])
+        assert await peer.to_end() == b""
+
+
+@pytest.mark.parametrize("expectation", ["100-Continue", "a, 100-continue"])
+async def test_http_1_0_is_never_told_to_continue(expectation: str) -> None:
+    async with Port(Echo) as port, await port.dial() as peer:
+        peer.send(request("POST", "/", "Content-Length: 5", f"Expect: {expectation}", version="1.0"))
+        await port.exchange()
+        peer.send(b"hello")
+        assert (await whole(peer))[1] == b"hello"
+
+
+async def test_body_may_be_paused_and_answered_from_inside_of_what_gives_it() -> None:
+    class Nervous(Sink):
+        def __init__(self, exchange: Exchange) -> None:
+            super().__init__()
+            self.exchange = exchange
+            exchange.read_body(self)
+
+        def body_received(self, data: bytes) -> None:
+            super().body_received(data)
+            self.exchange.pause_body()
+            self.exchange.resume_body()
+            if len(self.got) >= 3:
+                self.exchange.respond(413)
+
+    async with Port(Nervous) as port, await port.dial() as peer:
+        for _ in range(2):
+            peer.send(request("POST", "/", "Transfer-Encoding: chunked"))
+            for byte in b"1\r\nx\r\n" * 5 + b"0\r\n\r\n":
+                peer.send(bytes((byte,)))
+            answer, _ = await whole(peer)
+            assert (answer.status, answer.all("Connection")) == (413, [])
+
+
+async def test_many_tiny_chunks_are_decoded_a_part_in_each_turn_and_others_are_served() -> None:
+    count = 3 * CHUNKS_AT_ONCE
+    async with Port(Echo) as port, await port.dial() as peer, await port.dial() as other:
+        peer.send(in_chunks(*[b"x"] * count) + request())
+        other.send(request())
+        assert (await whole(other))[0].status == 200
+        assert (await whole(peer))[1] == b"x" * count
+        assert (await whole(peer))[0].status == 200
+
+
 async def test_reading_stops_while_the_body_is_paused_and_nothing_is_lost() -> None:
     body = bytes(range(256)) * 40_000
     async with Port(say_nothing) as port, await port.dial() as peer:
@@ -173,6 +234,143 @@ async def test_answer_in_pieces_goes_out_as_it_is_written() -> None:
             expected = b"5\r\nworld\r\n0\r\n\r\n" if length is None else b"world"
             assert await peer.read(len(expected)) == expected
             assert not exchange.is_open
+
+
+async def test_answer_without_a_length_ends_with_the_connection_for_http_1_0() -> None:
+    async with Port(say_nothing) as port, await port.dial() as peer:
+        peer.send(request("GET", "/", "Connection: keep-alive", version="1.0"))
+        exchange = await port.exchange()
+        exchange.begin(200, None, [], None)
+        exchange.write(b"hello ")
+        exchange.write(b"world")
+        exchange.end()
+        answer = await peer.answer()
+        assert (answer.all("Transfer-Encoding"), answer.all("Content-Length")) == ([], [])
+        assert answer.all("Connection") == ["close"]
+        assert await peer.to_end() == b"hello world"
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "length", "said"),
+    [
+        ("HEAD", 200, 12_345, ["12345"]),
+        ("HEAD", 200, 0, ["0"]),
+        ("HEAD", 200, None, []),
+        ("GET", 204, None, []),
+        ("GET", 204, 5, []),
+        ("GET", 304, None, []),
+        ("GET", 304, 0, []),
+        ("GET", 304, 5, ["5"]),
+        ("HEAD", 404, 5, ["5"]),
+    ],
+)
+async def test_answer_that_has_no_body_has_none_whatever_is_written(
+    method: str, status: int, length: int | None, said: list[str]
+) -> None:
+    async with Port(say_nothing) as port, await port.dial() as peer:
+        for _ in range(2):
+            peer.send(request(method))
+            exchange = await port.exchange()
+            exchange.begin(status, None, [], length)
+            exchange.write(b"hello")
+            exchange.end()
+            answer = await peer.answer()
+            assert (answer.status, answer.all("Content-Length"), answer.all("Transfer-Encoding")) == (status, said, [])
+
+
+async def test_head_and_no_content_get_no_body_of_a_whole_answer_either() -> None:
+    def serve(exchange: Exchange) -> None:
+        exchange.respond(200 if exchange.head.method == "HEAD" else 204, body=b"hello")
+
+    async with Port(serve) as port, await port.dial() as peer:
+        peer.send(request("HEAD") + request() + request("HEAD"))
+        assert [(await peer.answer()).all("Content-Length") for _ in range(3)] == [["5"], [], ["5"]]
+
+
+@pytest.mark.parametrize("part", ["name", "value", "phrase"])
+@pytest.mark.parametrize("evil", ["a\r\nX: y", "a\nX: y", "a\rX: y", "a\0b", "a\r\n\r\n<html>"])
+async def test_headers_of_an_answer_cannot_end_their_line(part: str, evil: str) -> None:
+    async with Port(say_nothing) as port, await port.dial() as peer:
+        peer.send(request())
+        exchange = await port.exchange()
+        header = (evil, "b") if part == "name" else ("A", evil)
+        exchange.begin(200, evil if part == "phrase" else None, [header] if part != "phrase" else [], 5)
+        exchange.write(b"hello")
+        exchange.end()
+        answer, body = await whole(peer)
+        assert body == b"hello" and answer.all("X") == []
+        assert b"\0" not in answer.raw and answer.raw.count(b"\n") == answer.raw.count(b"\r\n")
+
+
+async def test_date_is_said_once_also_when_the_listener_says_it() -> None:
+    async with Port(say_nothing) as port, await port.dial() as peer:
+        for headers, dates in (([], 1), ([("DATE", "yesterday")], 1)):
+            peer.send(request())
+            (await port.exchange()).respond(200, headers=headers)
+            answer, _ = await whole(peer)
+            assert len(answer.all("Date")) == dates
+        assert answer.all("Date") == ["yesterday"]
+
+
+async def test_large_pieces_pass_whole_in_chunks_and_by_length() -> None:
+    pieces = [bytes(range(256)) * 400, b"x", bytes(1_000_000)]
+    for length in (None, sum(map(len, pieces))):
+        async with Port(say_nothing) as port, await port.dial() as peer:
+            peer.send(request())
+            exchange = await port.exchange()
+            exchange.begin(200, None, [], length)
+            for piece in pieces:
+                exchange.write(piece)
+                exchange.write(b"")
+            exchange.end()
+            assert (await whole(peer))[1] == b"".join(pieces)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_whoever_answers_is_told_that_the_peer_takes_no_more_and_when_it_does_again(tls: bool) -> None:
+    heard: list[str] = []
+    async with Port(say_nothing, tls=tls) as port, await port.dial() as peer:
+        peer.send(request())
+        exchange = await port.exchange()
+        exchange.on_congested = lambda: heard.append("congested")
+        exchange.on_relieved = lambda: heard.append("relieved")
+        exchange.begin(200, None, [], None)
+        sent = 0
+        while not exchange.congested:
+            exchange.write(b"x" * 100_000)
+            sent += 100_000
+            await asyncio.sleep(0)
+            assert sent < 50_000_000
+        assert heard == ["congested"]
+        await peer.answer()
+        for _ in range(sent // 100_000):
+            assert await peer.reader.readuntil(b"\r\n") == b"186a0\r\n"
+            assert await peer.read(100_002) == b"x" * 100_000 + b"\r\n"
+        await until(lambda: heard == ["congested", "relieved"])
+        assert not exchange.congested
+        exchange.end()
+        assert await peer.read(5) == b"0\r\n\r\n"
+
+
+async def test_peer_that_takes_nothing_of_its_answer_is_cut() -> None:
+    left: list[bool] = []
+    async with Port(say_nothing) as port, await port.dial() as peer:
+        peer.send(request())
+        exchange = await port.exchange()
+        exchange.on_left = lambda: left.append(True)
+        exchange.begin(200, None, [], None)
+        while not exchange.congested:
+            exchange.write(b"x" * 1_000_000)
+            await asyncio.sleep(0)
+        # So that the system takes no more either.
+        for _ in range(20):
+            await asyncio.sleep(0)
+        port.pass_time(1)
+        port.pass_time(ANSWER_STALLED - 1)
+        assert not left
+        port.pass_time(1)
+        await until(lambda: left)
+        assert not exchange.is_open and not port.frontend.in_flight
 
 
 async def test_answer_that_is_cut_has_no_clean_end() -> None:
@@ -228,3 +426,93 @@ async def test_body_that_nobody_read_is_dropped_or_ends_the_connection(size: int
             assert (await whole(peer))[0].status == 403
         else:
             assert await peer.to_end() == b""
+
+
+@pytest.mark.parametrize("moment", ["body", "waiting", "answer"])
+@pytest.mark.parametrize("how", ["leave", "reset"])
+async def test_whoever_serves_hears_that_the_sender_has_left_in_the_middle(moment: str, how: str) -> None:
+    left: list[bool] = []
+    async with Port(say_nothing) as port:
+        peer = await port.dial()
+        peer.send(post(b"x" * 1_000)[: -100 if moment == "body" else None])
+        exchange = await port.exchange()
+        exchange.on_left = lambda: left.append(True)
+        sink = Sink()
+        exchange.read_body(sink)
+        if moment == "answer":
+            exchange.begin(200, None, [], None)
+            exchange.write(b"hello")
+            await peer.answer()
+        if how == "leave":
+            await peer.leave()
+        else:
+            peer.reset()
+        await until(lambda: left)
+        assert sink.is_whole == (moment != "body") and sink.error is None
+        # Nothing of this does anything.
+        exchange.write(b"x")
+        exchange.end()
+        exchange.abort()
+        exchange.pause_body()
+        exchange.resume_body()
+        exchange.read_body(sink)
+        exchange.respond(200)
+        exchange.begin(200, None, [], None)
+        assert not exchange.is_open and not exchange.congested and left == [True]
+        assert not port.frontend.in_flight
+
+
+async def test_nothing_is_answered_twice() -> None:
+    async with Port(say_nothing) as port, await port.dial() as peer:
+        peer.send(request())
+        exchange = await port.exchange()
+        exchange.end()
+        assert exchange.is_open
+        exchange.begin(200, None, [], None)
+        exchange.begin(500, None, [], None)
+        exchange.respond(500)
+        exchange.refuse(QuotaExceeded(), "No.")
+        exchange.write(b"once")
+        assert repr(exchange) == "<Exchange GET '/a' answering>"
+        exchange.end()
+        exchange.end()
+        answer, body = await whole(peer)
+        assert (answer.status, body) == (200, b"once")
+        peer.send(request())
+        (await port.exchange()).respond(204)
+        assert (await peer.answer()).status == 204
+
+
+async def test_held_refusal_is_answered_later_and_ends_the_connection() -> None:
+    async with Port(say_nothing) as port, await port.dial() as peer:
+        peer.send(request("GET", "/a?secret", "X: secret") + request())
+        exchange = await port.exchange()
+        exchange.hold()
+        assert exchange.head.target == "/a" and exchange.head.headers == ()
+        exchange.refuse(QuotaExceeded(), "No.")
+        answer = await peer.answer()
+        assert (answer.status, answer.all("Connection")) == (429, ["close"])
+        assert json.loads(await peer.to_end())["error"]["message"] == "No."
+        assert port.is_idle
+
+
+async def test_answer_ahead_of_a_long_body_ends_the_connection_when_too_much_is_left() -> None:
+    """It could not be known when the answer began: whoever reads the body had not said no yet."""
+    async with Port(say_nothing) as port, await port.dial() as peer:
+        peer.send(request("POST", "/", "Transfer-Encoding: chunked") + b"5\r\nhello\r\n")
+        exchange = await port.exchange()
+        exchange.read_body(Sink())
+        exchange.respond(200)
+        answer, _ = await whole(peer)
+        assert answer.all("Connection") == []
+        piece = b"x" * 10_000
+        for _ in range(DROPPED_AT_MOST // len(piece) + 1):
+            peer.send(b"%x\r\n%b\r\n" % (len(piece), piece))
+        assert await peer.to_end() == b""
+
+
+async def test_malformed_rest_of_a_body_behind_its_answer_ends_the_connection() -> None:
+    async with Port(lambda exchange: exchange.respond(200)) as port, await port.dial() as peer:
+        peer.send(request("POST", "/", "Transfer-Encoding: chunked") + b"nonsense")
+        assert (await whole(peer))[0].status == 200
+        assert await peer.to_end() == b""

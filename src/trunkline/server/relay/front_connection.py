@@ -245,7 +245,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         if transport is None:
             return
         if self.congested and self not in self._frontend.lingering:
-            before, self._unsent = self._unsent, transport.get_write_buffer_size()
+            before, self._unsent = self._unsent, self.unsent
             if self._unsent < before or not self._stalled_at:
                 self._stalled_at = now
             elif now - self._stalled_at >= ANSWER_STALLED:
@@ -428,6 +428,11 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         """Whether the connection may go on behind an answer."""
         return self._frontend.keeps_alive and not self._frontend.draining
 
+    @property
+    def unsent(self) -> int:
+        """Bytes that are written and that the peer has not taken."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
     def date_line(self) -> str:
         """The header with the date."""
         return self._frontend.date_line()
@@ -525,7 +530,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         self._buffer.clear()
         self._body = None
         self._weigh(0)
-        self._unsent = transport.get_write_buffer_size()
+        self._unsent = self.unsent
         self._frontend.heads.pop(self, None)
         self._frontend.idle.pop(self, None)
         self._frontend.lingering[self] = self._frontend.clock() + LINGER
@@ -541,7 +546,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
 
     def linger_overdue(self) -> None:
         """Cut it, unless it has a long answer and has read some of it in the meantime."""
-        before, self._unsent = self._unsent, self._transport.get_write_buffer_size() if self._transport else 0
+        before, self._unsent = self._unsent, self.unsent
         if 0 < self._unsent < before:
             # Behind the others, so that they stay in the order of their deadlines.
             del self._frontend.lingering[self]
@@ -558,7 +563,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
 
     def let_go(self) -> None:
         """Close the socket behind the answer; the system sends what it has taken."""
-        if self._transport is not None and not self._transport.get_write_buffer_size():
+        if self._transport is not None and not self.unsent:
             self._forget()
             self._transport.abort()
 

@@ -116,6 +116,11 @@ class Frontend:
         """Connections that have not been handed on to a leg, and are not there for plain HTTP."""
         return len(self.connections) + len(self.arriving) - len(self.idle) - self.in_flight
 
+    @property
+    def is_answering(self) -> bool:
+        """Whether an answer to plain HTTP is owed, or is not sent yet."""
+        return self.in_flight > 0 or any(connection.unsent for connection in self.connections)
+
     def protocol(self) -> FrontendProtocol:
         """A protocol for one more connection.
 
