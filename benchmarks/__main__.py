@@ -9,17 +9,20 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import options, report
-from benchmarks.cases import WORDS, Bench
+from benchmarks import cases, http_cases, options, report
+from benchmarks.cases import ConnectionCases
 from benchmarks.hot_path import profile
+from benchmarks.http_cases import HttpCases
 from benchmarks.processes import Files, take_load_core
+from benchmarks.rounds import Run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what the command line asks for."""
     chosen = options.read(arguments)
-    if unknown := chosen.unknown(WORDS):
-        sys.exit(f"no case has the word {unknown[0]}; there are {', '.join(sorted(WORDS))}")
+    words = cases.WORDS | http_cases.WORDS
+    if unknown := chosen.unknown(words):
+        sys.exit(f"no case has the word {unknown[0]}; there are {', '.join(sorted(words))}")
     if chosen.write is not None:
         # Before ten minutes of work, not after.
         report.written_into(chosen.write.read_text(), "")
@@ -33,9 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if chosen.profile:
             print(profile(folder, chosen.seconds))
             return
-        bench = Bench(chosen, Files.make(folder), folder)
-        bench.run()
-    tables = [*([report.targets_table(bench.targets)] if bench.targets else []), *bench.tables]
+        run, files = Run(chosen), Files.make(folder)
+        ConnectionCases(run, files, folder).run()
+        HttpCases(run, files, folder).run()
+    tables = [*([report.targets_table(run.targets)] if run.targets else []), *run.tables]
     text = report.text_of(tables, _command(arguments), chosen.pairs)
     print(text)
     if chosen.write is not None:

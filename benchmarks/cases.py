@@ -1,4 +1,4 @@
-"""The cases: each measures all subjects in turn, round after round, and makes rows and targets of what came out.
+"""The cases of connections: each measures all subjects in turn, and makes rows and targets of what came out.
 
 What is compared in one row was measured in the same minute; see `benchmarks.report`.
 """
@@ -7,28 +7,25 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from benchmarks import memory
 from benchmarks.connects import Rate, connects
 from benchmarks.load import Sizes, Throughput, check_content, round_trip, throughput
-from benchmarks.options import Options
 from benchmarks.paced import CONNECTIONS as PACED_CONNECTIONS
 from benchmarks.paced import PER_SECOND, SIZE, Paced, paced
 from benchmarks.pairs import RelayedPairs
 from benchmarks.processes import Files
 from benchmarks.report import Spread, Table, Target
-from benchmarks.subjects import Subject, available, running
+from benchmarks.rounds import Run, median_or_dash
+from benchmarks.subjects import BASELINES, Subject, available, running
 
 SIZES = (Sizes.of(1_048_576), Sizes.of(65_536), Sizes.of(1_024), Sizes.of(64), Sizes.mixed())
 CONNECTIONS = (1, 50)
 TRANSPORTS = ("plain", "tls")
 
-#: All words that choose cases.
+#: Words that choose these cases.
 WORDS = frozenset((*(each.name for each in SIZES), *map(str, CONNECTIONS), *TRANSPORTS)) | {
     "rtt",
     "connects",
@@ -39,25 +36,22 @@ WORDS = frozenset((*(each.name for each in SIZES), *map(str, CONNECTIONS), *TRAN
 
 ROUND_TRIPS = 1_000
 
-Result = TypeVar("Result")
 
-
-class Bench:
-    """One run.
+class ConnectionCases:
+    """The cases in which a sender and a listener are joined.
 
     Args:
-        options: which cases, how often, how long.
+        run: what they are part of.
         files: the certificate of everything.
         folder: for files of the subjects.
     """
 
-    def __init__(self, options: Options, files: Files, folder: Path) -> None:
-        self._options = options
+    def __init__(self, run: Run, files: Files, folder: Path) -> None:
+        self._run = run
+        self._options = run.options
+        self._against = tuple(name for name in run.options.against if name in BASELINES)
         self._files = files
         self._folder = folder
-        self._started = time.perf_counter()
-        self.tables: list[Table] = []
-        self.targets: list[Target] = []
 
     def run(self) -> None:
         """Measure everything that was chosen."""
@@ -81,13 +75,13 @@ class Bench:
         ]
         if not chosen:
             return
-        with self._running(("node", *available(self._options.against)), transport) as subjects:
+        with self._running(("node", *available(self._against)), transport) as subjects:
             for subject in subjects:
                 with subject.pairs() as make:
                     check_content(make)
             rows = [self._throughput(subjects, sizes, connections, transport) for sizes, connections in chosen]
         others = [subject.name for subject in subjects[1:]]
-        self.tables.append(
+        self._run.tables.append(
             Table(
                 f"Throughput, {'TLS on both legs' if transport == 'tls' else 'without TLS'}",
                 "Behind the node's own figures: bytes per second, divided by those of each other. By CPU: how much the "
@@ -106,13 +100,13 @@ class Bench:
             with subject.pairs() as make:
                 return throughput(make, subject.measured, sizes, connections, self._options.seconds)
 
-        results = self._rounds(f"{sizes.name} {transport} {connections}", subjects, measure)
+        results = self._run.rounds(f"{sizes.name} {transport} {connections}", subjects, measure)
         node = results["node"]
         row = [
             f"{sizes.name}, {connections} connection{'s' if connections > 1 else ''}",
             f"{statistics.median(each.bytes_per_second for each in node) * 8 / 1e9:.2f}",
             f"{statistics.median(each.messages_per_second for each in node):,.0f}",
-            _median_or_dash([each.cpu_per_gb for each in node]),
+            median_or_dash([each.cpu_per_gb for each in node]),
         ]
         for name in (subject.name for subject in subjects[1:]):
             theirs = results[name]
@@ -124,7 +118,7 @@ class Bench:
             self._throughput_target(sizes, connections, transport, name, ratio)
         if sizes.name == "64B" and connections == 1 and transport == "plain":
             rate = statistics.median(each.messages_per_second for each in node)
-            self.targets.append(Target.at_least("64 B messages per second, saturated", 1_000_000, rate))
+            self._run.targets.append(Target.at_least("64 B messages per second, saturated", 1_000_000, rate))
         return tuple(row)
 
     def _throughput_target(self, sizes: Sizes, connections: int, transport: str, name: str, ratio: Spread) -> None:
@@ -132,9 +126,9 @@ class Bench:
             return
         if name == "forwarder" and sizes.name == "64KiB":
             what = f"64 KiB messages, {transport}, node / forwarder"
-            self.targets.append(Target.at_least(what, 0.8, ratio.median))
+            self._run.targets.append(Target.at_least(what, 0.8, ratio.median))
         elif name == "aiohttp" and sizes.name == "64B" and transport == "plain":
-            self.targets.append(Target.at_least("64 B messages, node / aiohttp relay", 8, ratio.median))
+            self._run.targets.append(Target.at_least("64 B messages, node / aiohttp relay", 8, ratio.median))
 
     # -- round trips and set-ups
 
@@ -143,27 +137,27 @@ class Bench:
         for transport in TRANSPORTS:
             if not self._options.wants("rtt", transport):
                 continue
-            names = ("direct", "node", *(name for name in available(self._options.against) if name != "socat"))
+            names = ("direct", "node", *(name for name in available(self._against) if name != "socat"))
             with self._running(names, transport) as subjects:
 
                 def measure(subject: Subject) -> float:
                     with subject.pairs() as make:
                         return round_trip(make, 64, ROUND_TRIPS)
 
-                results = self._rounds(f"rtt {transport}", subjects, measure)
+                results = self._run.rounds(f"rtt {transport}", subjects, measure)
             direct = results["direct"]
             for name in names:
                 added = Spread.of((there - here) * 1e6 for there, here in zip(results[name], direct, strict=True))
                 whole = statistics.median(results[name]) * 1e6
                 rows.append((transport, name, f"{whole:.0f}", "" if name == "direct" else f"{added}"))
                 if name == "node" and transport == "plain":
-                    self.targets.append(Target.below("round trip added, plain", 150, added.median, " us"))
+                    self._run.targets.append(Target.below("round trip added, plain", 150, added.median, " us"))
         if rows:
             note = (
                 f"64 B there and back, microseconds, median of {ROUND_TRIPS:,}. Added: what it is more than with "
                 "nothing in between."
             )
-            self.tables.append(Table("Round trip", note, ("", "through", "round trip", "added"), rows))
+            self._run.tables.append(Table("Round trip", note, ("", "through", "round trip", "added"), rows))
 
     def _connects(self) -> None:
         rows = []
@@ -178,15 +172,15 @@ class Bench:
                         assert isinstance(pairs, RelayedPairs)
                         return connects(pairs, subject.measured, self._options.seconds * 2)
 
-                rates = self._rounds(f"connects {transport}", subjects, measure)["node"]
+                rates = self._run.rounds(f"connects {transport}", subjects, measure)["node"]
             rate = Spread.of(each.per_second for each in rates)
-            cpu = _median_or_dash([None if each.cpu is None else each.cpu * 1e3 for each in rates])
+            cpu = median_or_dash([None if each.cpu is None else each.cpu * 1e3 for each in rates])
             rows.append((transport, f"{rate.median:,.0f} ({rate.low:,.0f} to {rate.high:,.0f})", cpu))
             if transport == "plain":
-                self.targets.append(Target.at_least("relayed connections set up, plain", 500, rate.median, "/s"))
+                self._run.targets.append(Target.at_least("relayed connections set up, plain", 500, rate.median, "/s"))
         if rows:
             note = "Sender, offer, listener, both 101, cut; TLS with two full handshakes."
-            self.tables.append(
+            self._run.tables.append(
                 Table("Relayed connections set up", note, ("", "per second", "CPU ms of the node, each"), rows)
             )
 
@@ -202,9 +196,9 @@ class Bench:
                     with subject.pairs() as make:
                         return paced(make, subject.measured, self._options.seconds * 4)
 
-                results = self._rounds(f"paced {transport}", subjects, measure)
+                results = self._run.rounds(f"paced {transport}", subjects, measure)
             node, forwarder = (
-                _median_or_dash([None if each.share is None else each.share * 100 for each in results[name]])
+                median_or_dash([None if each.share is None else each.share * 100 for each in results[name]])
                 for name in ("node", "forwarder")
             )
             rate = statistics.median(each.messages_per_second for each in results["node"])
@@ -212,14 +206,14 @@ class Bench:
             rows.append((transport, f"{rate:,.0f}", f"{on_time:.0%}", f"{node} %", f"{forwarder} %"))
             if transport == "plain" and node != "-":
                 what = f"{PER_SECOND:,} messages of {SIZE} B in a second, evenly, of one processor, plain"
-                self.targets.append(Target.below(what, 40, float(node), " %"))
+                self._run.targets.append(Target.below(what, 40, float(node), " %"))
         if rows:
             note = (
                 f"{SIZE} B from listeners to senders on {PACED_CONNECTIONS} connections in turn, each message alone and"
                 " when it is due. What is late comes in a bunch and costs less: on a busy machine this looks too good."
             )
             head = ("", "messages/s", "on time", "node, of one processor", "forwarder")
-            self.tables.append(Table("Messages one by one", note, head, rows))
+            self._run.tables.append(Table("Messages one by one", note, head, rows))
 
     # -- memory
 
@@ -229,7 +223,7 @@ class Bench:
             if not self._options.wants("memory", transport):
                 continue
             tls, many = transport == "tls", self._options.many
-            self._say(f"memory {transport}")
+            self._run.say(f"memory {transport}")
             channel = memory.of_control_channels(self._files, 2 * many, tls=tls)
             connection = memory.of_connections(self._files, many, tls=tls)
             assert connection.after_traffic is not None
@@ -237,21 +231,21 @@ class Bench:
             after = f"{connection.after_traffic / 1024:.1f}"
             rows.append((transport, "connection (two legs)", f"{connection.idle / 1024:.1f}", after))
             what = f"idle control channel, {transport}"
-            self.targets.append(Target.below(what, most, channel.idle / 1024, " KiB"))
+            self._run.targets.append(Target.below(what, most, channel.idle / 1024, " KiB"))
         if rows:
             note = "Resident KiB of the node for each: idle from its beginning, and idle again after 1 MiB each way."
-            self.tables.append(Table("Memory", note, ("", "", "idle", "after traffic"), rows))
+            self._run.tables.append(Table("Memory", note, ("", "", "idle", "after traffic"), rows))
 
     def _idle(self) -> None:
-        self._say("idle control channels")
+        self._run.say("idle control channels")
         idle = memory.through_two_ping_rounds(self._files, self._options.channels, self._options.ping_interval)
         share = "-" if idle.share is None else f"{idle.share:.1%}"
         row = (f"{idle.channels:,}", f"{idle.ping_interval:g} s", share, f"{idle.memory / 1024:.1f}")
         if idle.share is not None:
             what = f"{idle.channels:,} idle control channels, of one processor"
-            self.targets.append(Target.below(what, 20, idle.share * 100, " %"))
+            self._run.targets.append(Target.below(what, 20, idle.share * 100, " %"))
         head = ("control channels", "ping interval", "of one processor", "KiB each")
-        self.tables.append(Table("Idle control channels through two rounds of pings", "", head, [row]))
+        self._run.tables.append(Table("Idle control channels through two rounds of pings", "", head, [row]))
 
     # -- how
 
@@ -261,20 +255,6 @@ class Bench:
             yield [
                 stack.enter_context(running(name, self._files, self._folder, tls=transport == "tls")) for name in names
             ]
-
-    def _rounds(
-        self, what: str, subjects: Sequence[Subject], measure: Callable[[Subject], Result]
-    ) -> dict[str, list[Result]]:
-        results: dict[str, list[Result]] = {subject.name: [] for subject in subjects}
-        for number in range(self._options.pairs):
-            self._say(f"{what}, round {number + 1} of {self._options.pairs}")
-            # Every other round the other way round: nobody is always the first.
-            for subject in subjects if number % 2 == 0 else reversed(subjects):
-                results[subject.name].append(measure(subject))
-        return results
-
-    def _say(self, what: str) -> None:
-        print(f"{time.perf_counter() - self._started:6.1f} s  {what}", file=sys.stderr, flush=True)
 
 
 def _rates(results: Sequence[Throughput]) -> list[float]:
@@ -295,8 +275,3 @@ def _by_cpu(ours: Sequence[Throughput], theirs: Sequence[Throughput]) -> str:
         if mine.cpu_per_gb and other.cpu_per_gb
     ]
     return str(Spread.of(other / mine for mine, other in pairs)) if pairs else "-"
-
-
-def _median_or_dash(numbers: Sequence[float | None]) -> str:
-    known = [number for number in numbers if number is not None]
-    return f"{statistics.median(known):.2f}" if known else "-"

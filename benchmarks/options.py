@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.subjects import BASELINES
+from benchmarks import routes, subjects
+
+BASELINES = (*subjects.BASELINES, *routes.BESIDE)
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Options:
     many: int
     channels: int
     ping_interval: float
+    minute: float
     write: Path | None
     profile: bool
 
@@ -39,7 +42,8 @@ def read(arguments: Sequence[str] | None = None) -> Options:
     parser = argparse.ArgumentParser(
         prog="make bench",
         description="Measure a node beside a bare forwarder and others. A case has words: its size (1MiB, 64KiB, 1KiB, "
-        "64B, mixed) or its kind (rtt, connects, paced, memory, idle), plain or tls, and 1 or 50 for connections.",
+        "64B, mixed) or its kind (rtt, connects, paced, memory, idle), plain or tls, and 1 or 50 for connections. "
+        "Those of HTTP requests have http, and get or post with 1, 16 or 128, or constant, parallel, bodies.",
     )
     parser.add_argument("--only", default="", help='cases by their words, like "64KiB+plain,rtt"')
     parser.add_argument("--against", default=",".join(BASELINES), help="baselines (default: all that are installed)")
@@ -49,6 +53,9 @@ def read(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument("--channels", type=_count, default=5_000, help="idle control channels (default 5000)")
     parser.add_argument(
         "--ping-interval", type=_positive, default=10.0, help="seconds, for the idle ones (default 10; a node has 30)"
+    )
+    parser.add_argument(
+        "--minute", type=_positive, default=60.0, help="seconds of the cases that last for a minute (default 60)"
     )
     parser.add_argument("--write", type=Path, help="write the results into this page as well")
     parser.add_argument("--profile", action="store_true", help="print profiles of the node and measure nothing else")
@@ -64,6 +71,7 @@ def read(arguments: Sequence[str] | None = None) -> Options:
         many=given.many,
         channels=given.channels,
         ping_interval=given.ping_interval,
+        minute=given.minute,
         write=given.write,
         profile=given.profile,
     )

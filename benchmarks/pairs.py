@@ -67,7 +67,7 @@ class RelayedPairs:
         self._port = port
         self._tls = tls
         self._header = authorization()
-        self._control = self.listen()
+        self.control = self.listen()
 
     def __call__(self) -> Pair:
         sender = self.ask()
@@ -100,14 +100,14 @@ class RelayedPairs:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._control.close()
+        self.control.close()
 
     def _read_text(self) -> bytes:
         while True:
-            first, length = self._control.receive_exactly(2)
+            first, length = self.control.receive_exactly(2)
             if length == 126:
-                length = int.from_bytes(self._control.receive_exactly(2), "big")
-            payload = self._control.receive_exactly(length)
+                length = int.from_bytes(self.control.receive_exactly(2), "big")
+            payload = self.control.receive_exactly(length)
             if first & 0x0F == Opcode.TEXT:
                 return payload
 

@@ -30,6 +30,8 @@ class Files:
     key: Path
     # Both in one file, as haproxy and socat want it.
     both: Path
+    # Whom the clients trust.
+    authority: Path
     client: ssl.SSLContext
     server: ssl.SSLContext
 
@@ -38,15 +40,18 @@ class Files:
         """An authority and a certificate (ECDSA P-256) for `localhost`."""
         authority = trustme.CA()
         issued = authority.issue_cert("localhost", "127.0.0.1")
-        certificate, key, both = (folder / name for name in ("certificate.pem", "key.pem", "both.pem"))
+        certificate, key, both, trusted = (
+            folder / name for name in ("certificate.pem", "key.pem", "both.pem", "authority.pem")
+        )
         certificate.write_bytes(b"".join(pem.bytes() for pem in issued.cert_chain_pems))
         key.write_bytes(issued.private_key_pem.bytes())
         both.write_bytes(key.read_bytes() + certificate.read_bytes())
+        trusted.write_bytes(authority.cert_pem.bytes())
         client = ssl.create_default_context()
         authority.configure_trust(client)
         server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         issued.configure_cert(server)
-        return cls(certificate, key, both, client, server)
+        return cls(certificate, key, both, trusted, client, server)
 
 
 class Measured:
@@ -105,13 +110,24 @@ def take_load_core() -> None:
 
 
 @contextlib.contextmanager
-def python_server(kind: str, *arguments: str, files: Files | None = None) -> Iterator[Measured]:
-    """Run a process of `benchmarks.servers`; with `files`, under TLS."""
+def python_server(
+    kind: str, *arguments: str, files: Files | None = None, module: str = "servers", beside_load: bool = False
+) -> Iterator[Measured]:
+    """Run a process of this package.
+
+    Args:
+        kind: the first argument.
+        arguments: the others.
+        files: for TLS; None for none.
+        module: its name in `benchmarks`.
+        beside_load: it runs on the processor of the load: something else is measured.
+    """
     tls = () if files is None else ("--certificate", str(files.certificate), "--key", str(files.key))
-    command = [sys.executable, "-m", "benchmarks.servers", kind, *tls, *arguments]
+    command = [sys.executable, "-m", f"benchmarks.{module}", kind, *tls, *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
-        _pin(process)
+        if not beside_load:
+            _pin(process)
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line:

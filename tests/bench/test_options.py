@@ -22,6 +22,11 @@ def test_case_is_chosen_when_it_has_all_words_of_one_item() -> None:
     assert not options.wants("memory", "plain")
 
 
+def test_requests_are_compared_with_what_is_installed_unless_told_otherwise() -> None:
+    assert {"uvicorn", "nginx", "forwarder"} <= set(read([]).against)
+    assert read(["--against", "uvicorn"]).against == ("uvicorn",)
+
+
 def test_word_that_no_case_has_is_named() -> None:
     assert read(["--only", "64KiB+plain,rrt"]).unknown(frozenset({"64KiB", "plain", "rtt"})) == ["rrt"]
     assert read([]).unknown(frozenset()) == []
