@@ -10,7 +10,15 @@
     connects    connections set up in a second
     paced       messages that come one by one, evenly
     memory      what idle ones cost
-    cases       all of it in rounds, made to rows
+    cases       all of these in rounds, made to rows
+
+    applications  what answers HTTP requests: listeners, and the same application without a relay
+    routes        the ways to them that are compared
+    exchanges     requests: as many as get through, or one whenever it is due
+    bodies        large ones
+    http_cases    all of these in rounds, made to rows
+
+    rounds      what all cases share
     report      medians of ratios, tables
     hot_path    profiles of the node
 

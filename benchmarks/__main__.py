@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if chosen.profile:
-            print(profile(folder, chosen.seconds))
+            print(profile(Files.make(folder), folder, chosen.seconds))
             return
         run, files = Run(chosen), Files.make(folder)
         ConnectionCases(run, files, folder).run()

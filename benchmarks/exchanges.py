@@ -191,7 +191,12 @@ def senders(port: int, tls: ssl.SSLContext | None, count: int) -> Iterator[list[
 
 
 def saturate(
-    connections: Sequence[Sender], request: Request, measured: Measured, seconds: float, warm: float = 0.0
+    connections: Sequence[Sender],
+    request: Request,
+    measured: Measured,
+    seconds: float,
+    warm: float = 0.0,
+    fewest: int = 1,
 ) -> Result:
     """On each connection one request after the other, for so long.
 
@@ -201,6 +206,7 @@ def saturate(
         measured: whose processor time counts.
         seconds: how long it is measured.
         warm: seconds before that.
+        fewest: it is measured on until so many were answered as they should be.
     """
     result = Result()
     clock = time.perf_counter
@@ -208,10 +214,9 @@ def saturate(
         for sender in connections:
             selector.register(sender.stream.sock, selectors.EVENT_READ, sender)
             sender.send(request, clock())
-        cpu, started = measured.cpu(), clock()
-        counts_from = started + warm
-        end = counts_from + seconds
-        under_way, is_warm = len(connections), not warm
+        counts_from = clock() + warm
+        cpu, started, end = measured.cpu(), clock(), counts_from + seconds
+        under_way, is_warm, is_over = len(connections), False, False
         while under_way:
             ready = selector.select(_PATIENCE)
             now = clock()
@@ -230,15 +235,15 @@ def saturate(
                     selector.unregister(sender.stream.sock)
                     sender.reconnect()
                     selector.register(sender.stream.sock, selectors.EVENT_READ, sender)
-                elif is_warm and now < end:
+                elif is_warm and not is_over:
                     result.times.append(now - sender.since)
-                if now >= end:
-                    if not result.took:
-                        result.took, result.cpu = now - started, _difference(cpu, measured.cpu())
+                if not is_over and now >= end and (len(result.times) >= fewest or now > end + _PATIENCE):
+                    is_over, result.took, result.cpu = True, clock() - started, _difference(cpu, measured.cpu())
+                if is_over:
                     under_way -= 1
                 else:
                     sender.send(request, clock())
-    if not result.took:
+    if not is_over:
         result.took, result.cpu = clock() - started, _difference(cpu, measured.cpu())
     return result
 

@@ -109,7 +109,7 @@ class HttpCases:
         def measure(route: Route) -> Result:
             with senders(route.port, route.tls, connections) as made:
                 result = saturate(
-                    made, _request(kind, route), route.measured, self._options.seconds, self._options.seconds / 3
+                    made, small_request(kind, route), route.measured, self._options.seconds, self._options.seconds / 3
                 )
             if result.errors:
                 raise AssertionError(f"{kind} through {route.name}: {dict(result.errors)}")
@@ -158,9 +158,9 @@ class HttpCases:
         with running("asgi", self._files, self._folder, tls=True) as route:
             assert route.application is not None
             with senders(route.port, route.tls, POOL) as made:
-                saturate(made, _request("get", route), route.measured, self._options.seconds)
+                saturate(made, small_request("get", route), route.measured, self._options.seconds)
                 before = route.application.cpu()
-                result = constant(made, _request("get", route), route.measured, PER_SECOND, self._options.minute)
+                result = constant(made, small_request("get", route), route.measured, PER_SECOND, self._options.minute)
                 after = route.application.cpu()
         listener = "-" if before is None or after is None else f"{(after - before) / result.took:.0%}"
         row = (
@@ -193,7 +193,7 @@ class HttpCases:
             running("asgi", self._files, self._folder, tls=False) as route,
             senders(route.port, route.tls, PARALLEL) as made,
         ):
-            result = saturate(made, _request("get", route), route.measured, self._options.minute)
+            result = saturate(made, small_request("get", route), route.measured, self._options.minute)
         errors = ", ".join(f"{what}: {count}" for what, count in result.errors.items()) or "none"
         times = (f"{result.at(part) * 1e3:.1f}" for part in (0.5, 0.99, 1.0))
         self._run.tables.append(
@@ -251,7 +251,8 @@ class HttpCases:
             ]
 
 
-def _request(kind: str, route: Route) -> Request:
+def small_request(kind: str, route: Route) -> Request:
+    """The request of most cases: `kind` is get or post."""
     body = os.urandom(POSTED) if kind == "post" else b""
     return Request.of(kind, kind.upper(), f"/{PATH}/small", body, ANSWER, *route.headers)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +91,7 @@ def available(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def running(name: str, files: Files, folder: Path, *, tls: bool) -> Iterator[Route]:
+def running(name: str, files: Files, folder: Path, *, tls: bool, node: Sequence[str] = ()) -> Iterator[Route]:
     """Start one of them.
 
     Args:
@@ -99,16 +99,17 @@ def running(name: str, files: Files, folder: Path, *, tls: bool) -> Iterator[Rou
         files: the certificate of all.
         folder: for files of nginx.
         tls: whether the sender speaks TLS, and the listener with the node.
+        node: further arguments of the node, where there is one.
     """
     client, encrypted = (files.client, files) if tls else (None, None)
     with contextlib.ExitStack() as stack:
         if name in RELAYED:
-            node = stack.enter_context(python_server("node", files=encrypted))
+            relay = stack.enter_context(python_server("node", *node, files=encrypted))
             trust = ("--authority", str(files.authority)) if tls else ()
             answering = stack.enter_context(
-                python_server(name, "--relay", str(node.port), *trust, module="applications", beside_load=True)
+                python_server(name, "--relay", str(relay.port), *trust, module="applications", beside_load=True)
             )
-            yield Route(name, node.port, client, node, answering, (authorization(),))
+            yield Route(name, relay.port, client, relay, answering, (authorization(),))
             return
         if name != "nginx":
             answering = stack.enter_context(python_server(name, files=encrypted, module="applications"))
