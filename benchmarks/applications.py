@@ -18,7 +18,7 @@ import contextlib
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,11 @@ import uvicorn
 import uvloop
 
 from benchmarks.pairs import RelayedPairs, apply_mask
-from benchmarks.servers import BACKLOG
+from benchmarks.servers import BACKLOG, KEY, KEY_NAME, PATH
 from benchmarks.streams import Stream
 from trunkline.cli.event_loop import on_signal
 from trunkline.protocol.frames import Opcode, encode_frame, read_header
+from trunkline.sdk import HttpRequest, HttpResponse, HybridConnectionListener
 
 #: What is answered to small requests: 100 bytes.
 ANSWER = bytes(range(0x20, 0x20 + 50)) * 2
@@ -44,17 +45,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
-def blocks(size: int) -> AsyncIterator[bytes]:
-    """So many bytes in which no two blocks are the same."""
-
-    async def made() -> AsyncIterator[bytes]:
-        for piece in content(size):
-            yield piece
-
-    return made()
-
-
-def content(size: int) -> Any:
+def content(size: int) -> Iterator[bytes]:
     """The blocks of a body of so many bytes: a number, and what fills the block."""
     filling = bytes(range(256)) * (BLOCK // 256)
     for start in range(0, size, BLOCK):
@@ -171,6 +162,19 @@ async def run_origin() -> None:
     await _run(server.sockets[0].getsockname()[1])
 
 
+async def handle(request: HttpRequest) -> HttpResponse:
+    """The handler of the SDK's listener."""
+    await request.read()
+    return HttpResponse(200, ANSWER, headers={"Content-Type": CONTENT_TYPE})
+
+
+async def run_handler(port: int, tls: ssl.SSLContext | None) -> None:
+    """The SDK's listener."""
+    address = f"{'wss' if tls else 'ws'}://localhost:{port}/{PATH}"
+    async with HybridConnectionListener(address, key_name=KEY_NAME, key=KEY, ssl=tls, http_handler=handle):
+        await _run(0)
+
+
 async def run_uvicorn(certificate: Path | None, key: Path | None) -> None:
     """The same application without a relay."""
     sock = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
@@ -211,6 +215,8 @@ def main() -> None:
     context = None if options.authority is None else ssl.create_default_context(cafile=options.authority)
     if options.kind == "bare":
         run_bare(options.relay, context)
+    elif options.kind == "handler":
+        uvloop.run(run_handler(options.relay, context))
     elif options.kind == "origin":
         uvloop.run(run_origin())
     else:
