@@ -123,10 +123,11 @@ def parse_target(target: str) -> RelayTarget | HttpTarget:
     Raises InvalidUrl: another form, a character that must be escaped, no path below ``/$hc/``, a path that climbs.
     Raises InvalidRequest: an unknown ``sb-hc-action``.
     """
-    absolute = _ABSOLUTE.match(target)
-    if absolute:
-        target = target[absolute.end() :]
-        target = target if target.startswith("/") else "/" + target
+    if not target.startswith("/"):
+        absolute = _ABSOLUTE.match(target)
+        if absolute:
+            target = target[absolute.end() :]
+            target = target if target.startswith("/") else "/" + target
     if not target.startswith("/"):
         raise InvalidUrl("The address is malformed: it must begin with a slash")
     if _FORBIDDEN.search(target):
@@ -138,10 +139,12 @@ def parse_target(target: str) -> RelayTarget | HttpTarget:
     if _climbs(raw_path):
         raise InvalidUrl("The address is malformed: its path must not hold '..'")
     segments = _segments(raw_path)
-    parameters = _parameters(query)
+    parameters = _parameters(query) if query else {}
     if prefix is None:
-        upper = _NON_ASCII_ESCAPE.sub(lambda escape: escape.group().upper(), user_query(query))
-        return HttpTarget(raw_path, segments, raw_segments, upper, parameters.get(_TOKEN))
+        query = user_query(query)
+        if "%" in query:
+            query = _NON_ASCII_ESCAPE.sub(lambda escape: escape.group().upper(), query)
+        return HttpTarget(raw_path, segments, raw_segments, query, parameters.get(_TOKEN))
     if not segments:
         raise InvalidUrl("The address is malformed: it names no hybrid connection")
     action = parameters.get(_ACTION, Action.CONNECT).lower()
