@@ -2,7 +2,6 @@
 
     bare      a listener with prebuilt answers: reads of a request only its id, and answers with one write per read
     handler   the SDK's listener with a handler
-    asgi      the SDK's listener with the ASGI application
     origin    the bytes of the bare listener's answer over HTTP, with nothing in between
     uvicorn   the ASGI application on a port of its own
 
@@ -18,7 +17,7 @@ import contextlib
 import os
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -163,9 +162,21 @@ async def run_origin() -> None:
 
 
 async def handle(request: HttpRequest) -> HttpResponse:
-    """The handler of the SDK's listener."""
-    await request.read()
-    return HttpResponse(200, ANSWER, headers={"Content-Type": CONTENT_TYPE})
+    """The same as a handler of the SDK's listener."""
+    head, _, last = request.path.rpartition("/")
+    hashed = sha256() if last == "hash" else None
+    async for piece in request:
+        if hashed is not None:
+            hashed.update(piece)
+    headers = {"Content-Type": CONTENT_TYPE}
+    if head.endswith("/stream"):
+        return HttpResponse(200, _streamed(int(last)), headers=headers)
+    return HttpResponse(200, ANSWER if hashed is None else hashed.hexdigest(), headers=headers)
+
+
+async def _streamed(size: int) -> AsyncIterator[bytes]:
+    for block in content(size):
+        yield block
 
 
 async def run_handler(port: int, tls: ssl.SSLContext | None) -> None:
@@ -206,7 +217,7 @@ async def _run(port: int) -> None:
 def main() -> None:
     """Run one of them, on the processors that it was given."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.applications")
-    parser.add_argument("kind", choices=("bare", "handler", "asgi", "origin", "uvicorn"))
+    parser.add_argument("kind", choices=("bare", "handler", "origin", "uvicorn"))
     parser.add_argument("--relay", type=int, default=0, help="the port of the node")
     parser.add_argument("--authority", type=Path, help="PEM; the node is reached over TLS")
     parser.add_argument("--certificate", type=Path, help="PEM; with --key: TLS")

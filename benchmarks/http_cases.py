@@ -38,6 +38,9 @@ LONG_BODY = 1_024 * MIB
 #: Words that choose these cases.
 WORDS = frozenset(("http", "get", "post", "constant", "parallel", "bodies", *map(str, CONNECTIONS)))
 
+# The listener of the cases with one.
+SDK = "handler"
+
 _KINDS = ("get", "post")
 
 
@@ -143,7 +146,7 @@ class HttpCases:
         self._peak = max(self._peak, statistics.median(each.per_second for each in results["bare"]))
         if connections != 1:
             return
-        for name, beside in (("bare", "origin"), ("asgi", "uvicorn")):
+        for name, beside in (("bare", "origin"), (SDK, "uvicorn")):
             if beside not in results:
                 continue
             pairs = zip(results[name], results[beside], strict=True)
@@ -155,7 +158,7 @@ class HttpCases:
 
     def _constant(self) -> None:
         self._run.say(f"{PER_SECOND} requests a second for {self._options.minute:g} s")
-        with running("asgi", self._files, self._folder, tls=True) as route:
+        with running(SDK, self._files, self._folder, tls=True) as route:
             assert route.application is not None
             with senders(route.port, route.tls, POOL) as made:
                 saturate(made, small_request("get", route), route.measured, self._options.seconds)
@@ -175,8 +178,8 @@ class HttpCases:
                 f"A web API on premises that a cloud calls: {PER_SECOND} requests in a second for "
                 f"{self._options.minute:g} s",
                 "Scenario 1: each request is sent when it is due, whether or not those before it have their answer, "
-                "and its milliseconds count from then. TLS on the sender's side and the listener's; an ASGI "
-                "application behind the SDK's listener, which runs beside the load.",
+                "and its milliseconds count from then. TLS on the sender's side and the listener's; a handler "
+                "of the SDK's listener, which runs beside the load.",
                 ("answered", "errors", "p50", "p99", "longest", "node, of one processor", "listener"),
                 [row],
             )
@@ -190,7 +193,7 @@ class HttpCases:
     def _parallel(self) -> None:
         self._run.say(f"{PARALLEL} requests in parallel for {self._options.minute:g} s")
         with (
-            running("asgi", self._files, self._folder, tls=False) as route,
+            running(SDK, self._files, self._folder, tls=False) as route,
             senders(route.port, route.tls, PARALLEL) as made,
         ):
             result = saturate(made, small_request("get", route), route.measured, self._options.minute)
@@ -199,7 +202,7 @@ class HttpCases:
         self._run.tables.append(
             Table(
                 f"{PARALLEL} requests in parallel through one listener for {self._options.minute:g} s",
-                "An ASGI application behind the SDK's listener; milliseconds.",
+                "A handler of the SDK's listener; milliseconds.",
                 ("requests/s", "answered", "errors", "p50", "p99", "longest"),
                 [(f"{result.per_second:,.0f}", f"{len(result.times):,}", errors, *times)],
             )
@@ -210,7 +213,7 @@ class HttpCases:
     # -- large bodies
 
     def _bodies(self) -> None:
-        names = ("asgi", *available(tuple(name for name in BESIDE if name in self._options.against)))
+        names = (SDK, *available(tuple(name for name in BESIDE if name in self._options.against)))
         rows: list[tuple[str, ...]] = []
         grew: list[int] = []
         with self._running(names, "plain") as routes:
@@ -223,12 +226,12 @@ class HttpCases:
                 ("down", download, LONG_BODY),
             ):
                 for route in routes:
-                    if size == LONG_BODY and route.name != "asgi":
+                    if size == LONG_BODY and route.name != SDK:
                         continue
                     self._run.say(f"{size // MIB} MiB {what} through {route.name}")
                     body = transfer(route, size)
                     rows.append(_body_row(f"{size // MIB:,} MiB {what}", route.name, body))
-                    if route.name == "asgi":
+                    if route.name == SDK:
                         grew += [number for number in (body.grew, body.application_grew) if number is not None]
         self._run.tables.append(
             Table(

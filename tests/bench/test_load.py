@@ -136,3 +136,27 @@ def test_bench_measures_each_kind_of_case(tmp_path: Path) -> None:
     text = page.read_text()
     for title in ("What must hold", "Throughput, without TLS", "Throughput, TLS", "Round trip", "set up", "Memory"):
         assert title in text
+
+
+@pytest.mark.slow
+def test_bench_measures_each_kind_of_request(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"# Page\n{BEGIN}\n{END}\n")
+    arguments = "--only http+1,http+tls,http+constant,http+parallel --pairs 1 --seconds 0.05 --minute 0.5".split()
+
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments, "--write", page], cwd=ROOT, timeout=100, check=True
+    )
+
+    assert done.returncode == 0
+    text = page.read_text()
+    for title in (
+        "What must hold",
+        "HTTP requests, without TLS",
+        "HTTP requests, TLS",
+        "that a cloud calls",
+        "parallel",
+    ):
+        assert title in text
+    for route in ("bare", "handler", "uvicorn", "origin"):
+        assert f"| {route} |" in text
