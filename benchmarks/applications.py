@@ -2,6 +2,7 @@
 
     bare      a listener with prebuilt answers: reads of a request only its id, and answers with one write per read
     handler   the SDK's listener with a handler
+    asgi      the SDK's listener with the ASGI application
     origin    the bytes of the bare listener's answer over HTTP, with nothing in between
     uvicorn   the ASGI application on a port of its own
 
@@ -31,6 +32,7 @@ from benchmarks.streams import Stream
 from trunkline.cli.event_loop import on_signal
 from trunkline.protocol.frames import Opcode, encode_frame, read_header
 from trunkline.sdk import HttpRequest, HttpResponse, HybridConnectionListener
+from trunkline.sdk.asgi import AsgiHost
 
 #: What is answered to small requests: 100 bytes.
 ANSWER = bytes(range(0x20, 0x20 + 50)) * 2
@@ -179,11 +181,15 @@ async def _streamed(size: int) -> AsyncIterator[bytes]:
         yield block
 
 
-async def run_handler(port: int, tls: ssl.SSLContext | None) -> None:
-    """The SDK's listener."""
+async def run_listener(kind: str, port: int, tls: ssl.SSLContext | None) -> None:
+    """The SDK's listener, with a handler or with the ASGI application."""
     address = f"{'wss' if tls else 'ws'}://localhost:{port}/{PATH}"
-    async with HybridConnectionListener(address, key_name=KEY_NAME, key=KEY, ssl=tls, http_handler=handle):
-        await _run(0)
+    if kind == "handler":
+        async with HybridConnectionListener(address, key_name=KEY_NAME, key=KEY, ssl=tls, http_handler=handle):
+            await _run(0)
+    else:
+        async with AsgiHost(application, address, key_name=KEY_NAME, key=KEY, ssl=tls):
+            await _run(0)
 
 
 async def run_uvicorn(certificate: Path | None, key: Path | None) -> None:
@@ -217,7 +223,7 @@ async def _run(port: int) -> None:
 def main() -> None:
     """Run one of them, on the processors that it was given."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.applications")
-    parser.add_argument("kind", choices=("bare", "handler", "origin", "uvicorn"))
+    parser.add_argument("kind", choices=("bare", "handler", "asgi", "origin", "uvicorn"))
     parser.add_argument("--relay", type=int, default=0, help="the port of the node")
     parser.add_argument("--authority", type=Path, help="PEM; the node is reached over TLS")
     parser.add_argument("--certificate", type=Path, help="PEM; with --key: TLS")
@@ -226,8 +232,8 @@ def main() -> None:
     context = None if options.authority is None else ssl.create_default_context(cafile=options.authority)
     if options.kind == "bare":
         run_bare(options.relay, context)
-    elif options.kind == "handler":
-        uvloop.run(run_handler(options.relay, context))
+    elif options.kind in ("handler", "asgi"):
+        uvloop.run(run_listener(options.kind, options.relay, context))
     elif options.kind == "origin":
         uvloop.run(run_origin())
     else:

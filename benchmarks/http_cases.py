@@ -38,8 +38,8 @@ LONG_BODY = 1_024 * MIB
 #: Words that choose these cases.
 WORDS = frozenset(("http", "get", "post", "constant", "parallel", "bodies", *map(str, CONNECTIONS)))
 
-# The listener of the cases with one.
-SDK = "handler"
+# The listener of the cases with one: what it answers with is what uvicorn answers with.
+SDK = "asgi"
 
 _KINDS = ("get", "post")
 
@@ -178,8 +178,8 @@ class HttpCases:
                 f"A web API on premises that a cloud calls: {PER_SECOND} requests in a second for "
                 f"{self._options.minute:g} s",
                 "Scenario 1: each request is sent when it is due, whether or not those before it have their answer, "
-                "and its milliseconds count from then. TLS on the sender's side and the listener's; a handler "
-                "of the SDK's listener, which runs beside the load.",
+                "and its milliseconds count from then. TLS on the sender's side and the listener's; an ASGI "
+                "application that the SDK's listener hosts, beside the load.",
                 ("answered", "errors", "p50", "p99", "longest", "node, of one processor", "listener"),
                 [row],
             )
@@ -202,7 +202,7 @@ class HttpCases:
         self._run.tables.append(
             Table(
                 f"{PARALLEL} requests in parallel through one listener for {self._options.minute:g} s",
-                "A handler of the SDK's listener; milliseconds.",
+                "An ASGI application that the SDK's listener hosts; milliseconds.",
                 ("requests/s", "answered", "errors", "p50", "p99", "longest"),
                 [(f"{result.per_second:,.0f}", f"{len(result.times):,}", errors, *times)],
             )

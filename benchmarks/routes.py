@@ -2,6 +2,7 @@
 
 bare        a node, and a listener with prebuilt answers
 handler     a node, and the SDK's listener with a handler
+asgi        a node, and the SDK's listener with an ASGI application
 origin      the bytes of the bare listener's answer, over HTTP and with nothing in between
 uvicorn     the ASGI application on a port of its own, measured itself
 nginx       nginx, one process, in front of uvicorn
@@ -22,7 +23,7 @@ from pathlib import Path
 from benchmarks.processes import Files, Measured, free_port, program, python_server
 from benchmarks.streams import authorization
 
-RELAYED = ("bare", "handler")
+RELAYED = ("bare", "handler", "asgi")
 BESIDE = ("uvicorn", "nginx")
 
 _NGINX = """

@@ -158,5 +158,5 @@ def test_bench_measures_each_kind_of_request(tmp_path: Path) -> None:
         "parallel",
     ):
         assert title in text
-    for route in ("bare", "handler", "uvicorn", "origin"):
+    for route in ("bare", "handler", "asgi", "uvicorn", "origin"):
         assert f"| {route} |" in text
