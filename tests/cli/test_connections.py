@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 
+import httpx
 import pytest
 
 from cli.connected import connected, data_of
 from cli.program import Program
 from trunkline.cli import run
+from trunkline.sdk import HttpRequest, HybridConnectionListener
 from trunkline.testing import RelayNodeThread
 
 
@@ -54,3 +57,33 @@ def test_rates_show_what_moves(relay: RelayNodeThread, entity: str) -> None:
                 pair.sender.write(b"x" * 1_000)
                 rates = [row["to_sender"]["bytes_per_second"] for row in json.loads(watch.read_line())]
             assert rates[0] > 0
+
+
+async def test_request_in_flight_is_shown_without_its_path_and_can_be_ended(
+    relay: RelayNodeThread, entity: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = asyncio.Event()
+
+    async def handle(request: HttpRequest) -> None:
+        asked.set()
+        await request.disconnected
+
+    async def said(*arguments: str) -> str:
+        assert await asyncio.to_thread(run, [*arguments, *data_of(relay)]) == 0
+        return capsys.readouterr().out
+
+    trust, headers = relay.client_context() or False, {"ServiceBusAuthorization": relay.token(entity)}
+    listener = HybridConnectionListener(relay.connection_string(entity), ssl=trust, proxy=False, http_handler=handle)
+    async with listener, httpx.AsyncClient(verify=trust, trust_env=False) as client, asyncio.TaskGroup() as tasks:
+        url = f"https://{relay.host}:{relay.port}/{entity}/secret?a=secret"
+        request = tasks.create_task(client.put(url, content=b"12345", headers=headers))
+        await asked.wait()
+        head, line = (await said("connections", "--entity", entity)).splitlines()
+        shown = dict(zip(head.split("\t"), line.split("\t"), strict=True))
+        assert (shown["METHOD"], shown["STATE"], shown["TO LISTENER"]) == ("PUT", "asked", "5")
+        assert (shown["RULE"], shown["MESSAGES"]) == ("RootManageSharedAccessKey", "")
+        assert "secret" not in line
+        ended = await said("disconnect", shown["ID"])
+        assert ended == f"ended the request {shown['ID']} on {relay.namespace}/{entity} from {shown['SENDER']}\n"
+        response = await request
+        assert response.status_code == 403 and "ClosedByOperator" in response.text

@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from e2e.quiet_node import look_at_clock, quiet_node
 from e2e.raw_websocket import BINARY, CLOSE, TEXT, RawWebSocket, Refused, raw_pair, refusal
 from trunkline.protocol import sas
+from trunkline.sdk import HttpRequest, HttpResponse
 from trunkline.server.logs import PREFIX, JsonFormatter, TextFormatter
 from trunkline.testing import RelayNode
 
@@ -263,3 +265,52 @@ async def test_no_key_token_or_secret_is_in_the_log_in_either_form(log: Log) -> 
     for line in (*log.text, *log.json):
         assert [secret for secret in secrets if secret in line] == []
         assert "SharedAccessSignature sr=" not in line and "sr%3D" not in line, line
+
+
+async def test_plain_requests_are_seen_while_they_run_and_after_they_have_ended(log: Log) -> None:
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def handle(request: HttpRequest) -> HttpResponse:
+        body = await request.read()
+        if request.suffix == "slow":
+            asked.set()
+            await answer.wait()
+        return HttpResponse(418 if request.suffix == "tea" else 200, body[::-1])
+
+    async with quiet_node() as node, node.listener(http_handler=handle):
+        headers = {"ServiceBusAuthorization": node.token()}
+        base = node.url.replace("ws", "http", 1)
+        async with httpx.AsyncClient(base_url=base, headers=headers, trust_env=False) as client:
+            slow = asyncio.create_task(client.post("/test/slow?x=secret", content=b"x" * 1_000))  # noqa: TID251
+            await asked.wait()
+            running = await scrape(node)
+            assert about(running, "relay_active_http_requests", "relay_http_body_bytes_total") == {
+                "relay_active_http_requests": 1,
+                "relay_http_body_bytes_total to_listener": 1_000,
+            }
+            answer.set()
+            assert (await slow).status_code == 200
+            assert (await client.get("/test/tea")).status_code == 418
+            assert (await client.get("/test", headers={"ServiceBusAuthorization": "none"})).status_code == 401
+        await node.until(lambda now: now["http_requests"] == 0)
+        ended = await scrape(node)
+    assert about(ended, "relay_active_http_requests", "relay_http_requests_total", "relay_http_body_bytes_total") == {
+        "relay_http_requests_total 2xx": 1,
+        "relay_http_requests_total 4xx": 1,
+        "relay_http_requests_total client_error": 1,
+        "relay_http_body_bytes_total to_listener": 1_000,
+        "relay_http_body_bytes_total to_sender": 1_000,
+    }
+    assert about(ended, "relay_bytes_total") == {
+        "relay_bytes_total to_listener": 1_000,
+        "relay_bytes_total to_sender": 1_000,
+    }
+    assert about(ended, "relay_sender_connections_total") == {
+        "relay_sender_connections_total http success": 2,
+        "relay_sender_connections_total http client_error": 1,
+    }
+    assert about(ended, "relay_http_request_seconds_count") == {"relay_http_request_seconds_count": 2}
+    first = log.lines("ListenerSentHttpResponse")[0]
+    assert (first["method"], first["status"], first["bytesToSender"], first["level"]) == ("POST", 200, 1_000, "debug")
+    assert first["activityId"] == log.lines("SenderSentHttpRequest")[0]["activityId"]
+    assert not any("secret" in line for line in log.json + log.text)

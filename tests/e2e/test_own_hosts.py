@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
+import httpx
 import pytest
 import websockets
 
 from e2e.quiet_node import quiet_node
-from trunkline.sdk import HybridConnectionListener
+from trunkline.sdk import HttpRequest, HttpResponse, HybridConnectionListener
 from trunkline.testing import RelayNode
 
 
@@ -49,6 +50,32 @@ async def test_browser_reaches_a_listener_by_a_host_of_its_own_with_every_path()
             await node.change_hybrid_connection("shop", hosts=["shop.example.com"])
             came = await exchanged(node, shop, "shop.example.com", "/orders")
             assert came[:3] == ("hello", "orders", "") and came[3]["X-Forwarded-Prefix"] == "/"
+
+
+@pytest.mark.loop("uvloop")
+async def test_web_application_has_a_host_for_itself() -> None:
+    async def handle(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(
+            body=f"{request.target} {request.headers.get('X-Forwarded-Prefix')} {request.headers['Via']}"
+        )
+
+    options = {"requires_client_authorization": False, "hosts": ["shop.example.com"]}
+    async with quiet_node({"shop": options}, tls=True) as node, node.listener("shop", http_handler=handle):
+        async with httpx.AsyncClient(verify=node.client_context() or False, trust_env=False) as client:
+
+            async def asked(host: str, path: str) -> str:
+                url = f"https://127.0.0.1:{node.port}{path}"
+                headers = {"Host": f"{host}:{node.port}", "x-forwarded-prefix": "/theirs"}
+                response = await client.get(url, headers=headers, extensions={"sni_hostname": host})
+                assert response.status_code == 200, response.text
+                return response.text
+
+            # The certificate is good for each of them, or the client would have gone.
+            for host in ("shop.example.com", "shop.testing.localhost", "Shop.Testing.localhost"):
+                assert await asked(host, "/static/app.js?v=1") == f"/shop/static/app.js?v=1 / 1.1 {host.lower()}"
+                assert await asked(host, "/") == f"/shop/ / 1.1 {host.lower()}"
+                assert await asked(host, "/shop") == f"/shop/shop / 1.1 {host.lower()}"
+            assert await asked("localhost", "/shop/static") == "/shop/static /theirs 1.1 localhost"
 
 
 @pytest.mark.loop("uvloop")

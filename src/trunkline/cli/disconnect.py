@@ -22,12 +22,12 @@ def command(
     token_file: admin_client.TokenFileOption = None,
     verbose: admin_client.VerboseOption = False,
 ) -> None:
-    """Disconnect a listener or a connection.
+    """Disconnect a listener or a connection, or end an HTTP request.
 
     Both ends of a connection get a Close with code 1008 that says that an operator did it. A listener gets the same
     on its control channel; the connections that it has go on. Nothing keeps either from coming back, and a listener
-    does so at once: to keep one out, remove or change the key of its rule. The tracking id that a log or an error
-    names is taken as well.
+    does so at once: to keep one out, remove or change the key of its rule. The sender of an HTTP request gets 403, or
+    its connection is cut where the answer has begun. The tracking id that a log or an error names is taken as well.
 
     \b
     Examples:
@@ -42,6 +42,8 @@ def command(
     node.ask("DELETE", kind, row["id"])
     if kind == "listeners":
         print(f"disconnected the listener {row['id']} on {path_of(row)} from {row['remote']}, rule {row['rule']}")
+    elif row["method"] is not None:
+        print(f"ended the request {row['id']} on {path_of(row)} from {row['sender']['remote']}")
     else:
         print(f"disconnected the connection {row['id']} on {path_of(row)} from {row['sender']['remote']}")
 

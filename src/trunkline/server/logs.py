@@ -129,7 +129,7 @@ FIELDS: Mapping[str, str] = {
     "message": "the same for people",
     "activityId": "the tracking id",
     "endpoint": "`sb://NAMESPACE/ENTITY`; where there is no such entity, what was asked for",
-    "id": "of the control channel or connection, for `trunkline disconnect`",
+    "id": "of the control channel, connection or HTTP request, for `trunkline disconnect`",
     "listener": "id of the control channel of the listener",
     "remote": "address of the peer",
     "rule": "authorization rule that let it in; not there for an anonymous sender",

@@ -289,6 +289,24 @@ async def test_operator_closes_a_connection_and_both_ends_are_told(caplog: pytes
         assert len(await admin.rows("/connections")) == 1
 
 
+async def test_operator_sees_a_request_in_flight_and_ends_it(caplog: pytest.LogCaptureFixture) -> None:
+    async with doors() as admin:
+        listener = await admin.relay.listener()
+        sender = await admin.relay.ask("/orders/secret?a=secret", method="POST", body=b"hello")
+        await listener.asked()
+        [row] = await admin.rows("/connections?entity=orders")
+        assert (row["method"], row["state"], row["to_listener"]["bytes"]) == ("POST", "asked", 5)
+        assert "secret" not in json.dumps(row)
+        assert await admin.rows(f"/connections?id={row['tracking_id']}") == [{**row, "seconds": row["seconds"]}]
+        with caplog.at_level(logging.INFO):
+            assert (await admin.ask(f"/connections/{row['id']}", "DELETE"))[1] == {"disconnected": row["id"]}
+        answer, body = await sender.response()
+        assert answer.status == 403 and b"ClosedByOperator: An operator of the relay closed this" in body
+        assert f"request {row['tracking_id']} on myRelayNS/orders is ended by an operator" in caplog.text
+        assert await admin.rows("/connections") == []
+        assert (await admin.ask(f"/connections/{row['id']}", "DELETE"))[0].status == 404
+
+
 async def test_operator_closes_a_control_channel_and_its_connections_go_on() -> None:
     async with doors() as admin:
         listener = await admin.relay.listener()

@@ -197,7 +197,7 @@ async def test_row_of_a_request_says_what_is_asked_and_not_where() -> None:
         record.to_listener = 70_000
         row = request_row(record, channel, seconds=3.0, wall_now=relay.wall_clock())
         assert row == {
-            "id": record.admitted.tracking_id,
+            "id": "id-9",
             "namespace": "myRelayNS",
             "entity": "orders",
             "state": "asked",

@@ -28,4 +28,4 @@ def begun(relay: Relay, *, method: str = "GET") -> RequestRecord:
     exchange = asked(method=method)
     admitted = relay.admission.admit(exchange)
     assert isinstance(admitted, Admitted)
-    return relay.journal.request_began(admitted, exchange)
+    return relay.journal.request_began(admitted, exchange, "id-9")

@@ -6,7 +6,7 @@
     GET    /listeners               ?namespace=&entity=&id=&limit=
     GET    /connections             ?namespace=&entity=&id=&limit=                    and HTTP requests in flight
     DELETE /listeners/ID            closes a control channel
-    DELETE /connections/ID          closes a connection
+    DELETE /connections/ID          closes a connection, or ends a request in flight
     GET    /log-level
     PUT    /log-level               ?level=DEBUG&logger=trunkline.relay
 
@@ -205,8 +205,11 @@ class Admin:
                 log.info("connection %s on %s is disconnected by an operator", facts.tracking_id, facts.path)
                 connection.close(ClosedByOperator(tracking_id=facts.tracking_id))
                 return json_answer(200, {"disconnected": what})
-        if any(request.admitted.tracking_id == what for request in self._broker.journal.requests):
-            return _error(409, f"{_short(what)} is an HTTP request, which ends by itself within response_timeout")
+        admitted = next((each.admitted for each in self._broker.journal.requests if each.id == what), None)
+        if admitted is not None:
+            log.info("request %s on %s is ended by an operator", admitted.tracking_id, admitted.path)
+            self._broker.http.withdraw(lambda each: each is admitted, ClosedByOperator())
+            return json_answer(200, {"disconnected": what})
         return _error(404, f"there is no connection {_short(what)}: see GET /connections")
 
     # -- levels of the log

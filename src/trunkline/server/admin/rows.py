@@ -119,7 +119,7 @@ def request_row(record: RequestRecord, listener: ControlChannel | None, *, secon
     """
     admitted, exchange = record.admitted, record.exchange
     return {
-        "id": admitted.tracking_id,
+        "id": record.id,
         "namespace": admitted.namespace.name,
         "entity": admitted.entity.name,
         "state": record.state,

@@ -266,7 +266,7 @@ class HttpRelay:
         # Waits for a body that may be small.
         self._late: asyncio.TimerHandle | None = None
         # What the journal knows of it.
-        self._record = relays.broker.journal.request_began(admitted, exchange)
+        self._record = relays.broker.journal.request_began(admitted, exchange, id)
 
     def __repr__(self) -> str:
         return f"<HttpRelay {self.id} {self._machine!r}>"

@@ -280,9 +280,9 @@ class Journal:
 
     # -- plain HTTP requests
 
-    def request_began(self, admitted: Admitted, exchange: Exchange) -> RequestRecord:
+    def request_began(self, admitted: Admitted, exchange: Exchange, id: str) -> RequestRecord:
         """It was let in, and a listener is sought. One of the last four below ends what this begins."""
-        record = RequestRecord(admitted, exchange, self.stopwatch())
+        record = RequestRecord(admitted, exchange, id, self.stopwatch())
         self.requests.add(record)
         if log.isEnabledFor(logs.SENDER_SENT_HTTP_REQUEST.level):
             logs.write(
@@ -555,6 +555,7 @@ def _named(record: RequestRecord) -> str:
 def _of_request(record: RequestRecord) -> dict[str, object]:
     return {
         **_of_sender(record.admitted, record.exchange),
+        "id": record.id,
         "method": record.exchange.head.method,
         "listener": record.listener,
     }

@@ -16,14 +16,16 @@ class RequestRecord:
     Args:
         admitted: what it asks for, and by what right.
         exchange: the sender, whose answer is owed.
+        id: its short name within the node; it is no secret.
         began: on the journal's stopwatch.
     """
 
-    __slots__ = ("admitted", "answered", "began", "exchange", "listener", "status", "to_listener", "to_sender")
+    __slots__ = ("admitted", "answered", "began", "exchange", "id", "listener", "status", "to_listener", "to_sender")
 
-    def __init__(self, admitted: Admitted, exchange: Exchange, began: float) -> None:
+    def __init__(self, admitted: Admitted, exchange: Exchange, id: str, began: float) -> None:
         self.admitted = admitted
         self.exchange = exchange
+        self.id = id
         self.began = began
         # Id of the control channel of the listener that was told of it; None while nobody was.
         self.listener: str | None = None
