@@ -751,10 +751,13 @@ async def listener_hears_of_a_sender_that_left_during_the_answer(relay: Relay) -
 async def listener_hears_of_a_sender_that_left_during_its_body(relay: Relay) -> None:
     left = gate()
     async with relay.connect() as sender:
-        headers = relay.request_headers({"left": left}, [("Content-Length", str(1 << 20))])
+        headers = relay.request_headers({"read": "echo", "left": left}, [("Content-Length", str(1 << 20))])
         sender.write_head("POST", f"/{relay.entity}", headers)
-        sender.write(content(500_000, "half"))
+        sender.write(content(1000, "half"))
         await sender.drain()
+        # Until then a listener may not have heard of the request at all.
+        assert (await sender.head()).status == 200
+        assert await sender.piece()
         sender.abort()
         await relay.wait(left)
 

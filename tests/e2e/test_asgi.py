@@ -10,7 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
+import http_cases
 from e2e.asgi_apps.contract import CHECKS, LACKS, Check, Visitor
+from http_echo import EchoApplication
 from trunkline.sdk.asgi import AsgiHost
 from trunkline.testing import RelayNode, relay_node
 
@@ -37,13 +39,38 @@ async def visiting(node: RelayNode, url: str) -> AsyncIterator[Visitor]:
         yield Visitor(url, context, http)
 
 
-def anonymous(**options: Any) -> RelayNode:
-    """A node whose hybrid connection anybody may use, as a browser does."""
-    return relay_node({"test": {"requires_client_authorization": False}}, **options)
+PLACES = ("by path", "by host name")
 
 
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize(("framework", "check"), CASES, ids=lambda value: getattr(value, "__name__", value))
 @pytest.mark.loop("uvloop")
-async def test_hosted_application(framework: str, check: Check) -> None:
-    async with anonymous() as node, hosted(application(framework), node), visiting(node, f"{node.url}/test") as visitor:
-        await check(visitor)
+async def test_hosted_application(framework: str, check: Check, place: str) -> None:
+    own_host = place == "by host name"
+    options = {"requires_client_authorization": False, "hosts": ["localhost"] if own_host else []}
+    async with relay_node({"test": options}, tls=own_host) as node, hosted(application(framework), node):
+        url = f"https://localhost:{node.port}" if own_host else f"{node.url}/test"
+        async with visiting(node, url) as visitor:
+            await check(visitor)
+
+
+# --- an application that echoes everything, and the cases that every listener runs ----------------------------
+
+GROUPS = [
+    pytest.param(group, marks=pytest.mark.slow) if group in http_cases.SLOW_GROUPS else group
+    for group in http_cases.GROUPS
+]
+
+
+def seen(target: str) -> str:
+    """The address of the hybrid connection alone is the application's "/"."""
+    path, mark, query = target.partition("?")
+    return f"{path}/{mark}{query}" if path == "/test" else target
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("group", GROUPS)
+async def test_application_that_echoes_serves_the_cases(group: str, tls: bool) -> None:
+    lacks = frozenset({"reason", "raw target"})
+    async with relay_node(tls=tls, max_requests=200) as node, hosted(EchoApplication(), node):
+        await http_cases.run(group, http_cases.Relay.of(node, seen=seen, lacks=lacks))
