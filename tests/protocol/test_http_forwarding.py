@@ -92,6 +92,11 @@ def test_a_request_for_a_host_of_the_entitys_own_says_that_its_path_has_no_prefi
     assert forwarded(("X-Forwarded-Prefix", "/api")) == {"X-Forwarded-Prefix": "/api"}
 
 
+def test_nobody_but_the_relay_says_that_a_path_has_no_prefix() -> None:
+    assert forwarded(("x-forwarded-prefix", "/")) == {}
+    assert forwarded(("X-Forwarded-Prefix", "/"), ("x-forwarded-prefix", "/")) == {"X-Forwarded-Prefix": "/, /"}
+
+
 NAMES = st.sampled_from(
     ["Host", "Connection", "connection", "Via", "Cookie", "X-A", "x-a", "TE", "Proxy-X", "Authorization", "A\xe4"]
 )

@@ -31,6 +31,7 @@ _NOT_FORWARDED = _HOP_BY_HOP | _OWN
 _NEVER_NAMED = frozenset(("host", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "forwarded"))
 
 _PREFIX = "X-Forwarded-Prefix"
+_PREFIX_LOWER = _PREFIX.lower()
 
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9._~/-]*")
 _ESCAPES = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
@@ -62,7 +63,8 @@ def request_headers(
         token_header: the header whose token the relay has taken; `ServiceBusAuthorization` is never passed on.
         via: the relay's entry in `Via`, added behind those that are there.
         own_host: the request came by a host name of the entity's own. Then `X-Forwarded-Prefix: /` says that the
-            public path does not begin with the name of the entity.
+            public path does not begin with the name of the entity. Otherwise a sender cannot say that: listeners
+            believe it.
     """
     joined: dict[str, str] = {}
     # Names as spelled, by their lower case.
@@ -90,8 +92,11 @@ def request_headers(
         joined["Via"] = via
     else:
         joined[before] = f"{joined[before]}, {via}"
+    prefix = spelled.get(_PREFIX_LOWER)
     if own_host:
-        joined[spelled.get(_PREFIX.lower(), _PREFIX)] = "/"
+        joined[prefix or _PREFIX] = "/"
+    elif prefix is not None and joined[prefix] == "/":
+        del joined[prefix]
     return joined
 
 

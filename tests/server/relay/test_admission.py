@@ -608,6 +608,9 @@ async def test_a_websocket_on_the_plain_path_reaches_the_listener_like_any_other
         offer = await listener.offer()
         assert offer["address"].startswith(f"ws://{HOST}/$hc/orders/x%2Fy?a=1&sb-hc-action=accept&")
         assert offer["connectHeaders"]["X-Forwarded-Prefix"] == "/mine"
+        # A listener takes "/" for the relay's own word: see the next test.
+        await node.dial("/orders/x", [("x-forwarded-prefix", "/")], signature=token())
+        assert not [name for name in (await listener.offer())["connectHeaders"] if "prefix" in name.lower()]
         await node.accept(offer)
         assert (await sender.answer()).status == 101
 

@@ -404,7 +404,7 @@ def headers_for_listener(head: RequestHead, token_header: str | None, *, own_hos
 
     Left out: the relay's own token, and `Authorization` only where it was the relay's token. With `own_host` the
     listener is told that the public path has no prefix, whatever the sender said of that: web applications make their
-    links of it.
+    links of it. Otherwise a sender cannot say so: listeners believe it.
     """
     hidden = {_TOKEN_HEADER.lower()} | ({token_header.lower()} if token_header else set())
     if own_host:
@@ -421,6 +421,9 @@ def headers_for_listener(head: RequestHead, token_header: str | None, *, own_hos
         else:
             # RFC 6265 section 5.4 for cookies, RFC 9110 section 5.3 for the rest.
             joined[spelling[lower]] += ("; " if lower == "cookie" else ", ") + value
+    prefix = spelling.get(PREFIX_HEADER.lower())
     if own_host:
         joined[PREFIX_HEADER] = "/"
+    elif prefix is not None and joined[prefix] == "/":
+        del joined[prefix]
     return joined
