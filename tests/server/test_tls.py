@@ -31,8 +31,8 @@ class Hosts:
         self.names = set(names)
         self.subscribers: list[Callable[[object], None]] = []
 
-    def certificate_names(self) -> frozenset[str]:
-        return frozenset(self.names)
+    def certificate_names(self) -> tuple[str, ...]:
+        return tuple(sorted(self.names))
 
     def subscribe(self, callback: Callable[[object], None], /) -> Callable[[], None]:
         self.subscribers.append(callback)

@@ -181,7 +181,7 @@ class TlsSettings(Protocol):
 class KnownHosts(Protocol):
     """Who knows the host names of the node, and when they change; the catalog of entities is one."""
 
-    def certificate_names(self) -> frozenset[str]: ...
+    def certificate_names(self) -> tuple[str, ...]: ...
     def subscribe(self, callback: Callable[[object], None], /) -> Callable[[], None]: ...
 
 
@@ -293,7 +293,7 @@ class Certificates:
         if isinstance(settings.tls, str):
             authority = DevelopmentAuthority(settings.data, clock=clock)
             self._source = DevelopmentCertificates(
-                authority, lambda: [*_own_names(self._settings), *sorted(hosts.certificate_names())], clock=clock
+                authority, lambda: [*_own_names(self._settings), *hosts.certificate_names()], clock=clock
             )
             self.ca_file = authority.ca_file
             source = self._source

@@ -225,12 +225,12 @@ def test_certificate_names_every_host_once() -> None:
     told.put(entity("Orders", hosts=("shop.io",)))
     told.put(entity("a/b"))
     told.put(entity("b.c"))
-    assert told.catalog.certificate_names() == {
-        *("localhost", "orders.localhost"),
-        *("relay.local", "*.relay.local"),
-        *("myrelayns.relay.example.com", "*.myrelayns.relay.example.com"),
-        *("10.0.0.9", "::1", "shop.io"),
-    }
+    told.put(Namespace(namespace_id("second"), hosts=("orders.localhost",)))
+    assert told.catalog.certificate_names() == (
+        *("10.0.0.9", "::1", "localhost", "myrelayns.relay.example.com", "orders.localhost", "relay.local"),
+        *("second.relay.example.com", "shop.io"),
+        *("*.myrelayns.relay.example.com", "*.orders.localhost", "*.relay.local", "*.second.relay.example.com"),
+    )
 
 
 def test_own_host_comes_and_goes_with_its_hybrid_connection() -> None:

@@ -174,14 +174,15 @@ class Catalog:
             return frozenset(self._by_host)
         return frozenset((f"{namespace.name.lower()}.{self._domain}", *namespace.hosts))
 
-    def certificate_names(self) -> frozenset[str]:
-        """What a certificate must name for all hosts that lead here: also with a ``*`` as their first label.
+    def certificate_names(self) -> tuple[str, ...]:
+        """What a certificate must name for all hosts that lead here, the most needed first.
 
-        The wildcard is for hybrid connections. Below a host of one label clients take none ("*.localhost"): there each
+        Behind the hosts that are listed stand those of hybrid connections in front of a host of their namespace: with a
+        ``*`` as their first label. Below a host of one label clients take no such name ("*.localhost"): there each
         hybrid connection is named.
         """
         self._index()
-        found = {*self._by_host, *self._by_own_host}
+        found: set[str] = set()
         for host, namespace in self._by_host.items():
             if ":" in host or host.replace(".", "").isdigit():  # an IP address
                 continue
@@ -190,7 +191,8 @@ class Catalog:
             else:
                 labels = (child.name.lower() for child in self.hybrid_connections(namespace))
                 found.update(f"{label}.{host}" for label in labels if names.is_label(label))
-        return frozenset(found)
+        listed = dict.fromkeys((*sorted(self._by_host), *sorted(self._by_own_host)))
+        return (*listed, *sorted(found - listed.keys()))
 
     def limits(self, namespace: Namespace, entity: HybridConnection | None = None) -> Limits:
         """The limits in force: node, then namespace, then hybrid connection, the nearest wins."""
