@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
@@ -10,10 +11,13 @@ from types import ModuleType
 from typing import Any
 
 import azure.functions as func
+import httpx
 import pytest
 
+from cli.program import Program
 from trunkline.sdk import HttpRequest, HttpResponse
-from trunkline.testing import relay_node
+from trunkline.sdk.httpx_auth import RelayAuth
+from trunkline.testing import relay_node, relay_node_thread
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "azure_functions"
 GUIDE = Path(__file__).parent.parent / "docs" / "azure-functions.md"
@@ -58,8 +62,39 @@ async def test_a_function_asks_a_service_behind_the_firewall(monkeypatch: pytest
         await module.client.aclose()
 
 
-async def test_functions_are_reached_by_the_adapter_and_through_the_relay() -> None:
-    pass
+class Context:
+    """What the adapter reads of the context of an invocation."""
+
+    invocation_id = "1"
+    thread_local_storage = None
+    function_name = "http_app_func"
+    function_directory = "."
+    trace_context = None
+    retry_context = None
+
+
+async def test_functions_are_reached_by_the_adapter_of_the_functions_host() -> None:
+    module = load("receiver")
+    url = "http://localhost:7071/stock/nuts/reservations?amount=3"
+    request = func.HttpRequest("POST", url, params={"amount": "3"}, body=b"")
+    answer = await function_of(module)(request, Context())
+    assert (answer.status_code, json.loads(answer.get_body())) == (201, {"article": "nuts", "reserved": 3})
+    await module.app.middleware.notify_shutdown()
+
+
+def test_functions_are_reached_through_the_relay() -> None:
+    with relay_node_thread("stock", tls=True) as relay:
+        env = {"TRUNKLINE_CONNECTION_STRING": relay.connection_string("", rule="listen")}
+        env["SSL_CERT_FILE"] = str(relay.ca_file)
+        place = str(EXAMPLES / "receiver")
+        with Program("host", "function_app:api", "--app-dir", place, "--hybrid-connection", "stock", env=env) as host:
+            host.wait_for(f"{relay.url}/stock/")
+            auth = RelayAuth(relay.connection_string("stock", rule="send"))
+            client = httpx.Client(base_url=auth.base_url, auth=auth, verify=relay.client_context())
+            with client:
+                answer = client.post("stock/nuts/reservations?amount=3")
+                assert (answer.status_code, answer.json()) == (201, {"article": "nuts", "reserved": 3})
+                assert client.get("stock/nuts").json() == {"article": "nuts", "in_stock": 4}
 
 
 def test_the_guide_shows_the_programs_that_are_tested() -> None:

@@ -155,6 +155,7 @@ async def test_fragments_of_a_page_run_in_their_order(
     async with relay_node(names, tls=True) as node, asyncio.TaskGroup() as tasks:
         monkeypatch.setenv("SSL_CERT_FILE", str(node.ca_file))
         connection_string = node.connection_string("")
+        monkeypatch.setenv("RELAY_CONNECTION_STRING", connection_string)  # as an application setting
         client = HybridConnectionClient(connection_string, entity_path="echo")
         namespace: dict[str, Any] = {"connection_string": connection_string, "client": client}
         listeners = [node.listener(name) for name in ("echo", "orders", "orders-2", "orders-3")]

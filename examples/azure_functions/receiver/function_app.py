@@ -1,7 +1,7 @@
 """Functions that are reached through a hybrid connection, wherever they run: an ASGI application, in two ways.
 
-    func start                              the Functions host serves it on its port, by its ASGI adapter
-    trunkline host function_app:api         a hybrid connection serves it, and no port is open
+func start                              the Functions host serves it on its port, by its ASGI adapter
+trunkline host function_app:api         a hybrid connection serves it, and no port is open
 """
 
 import azure.functions as func

@@ -26,4 +26,6 @@ async def order(req: func.HttpRequest) -> func.HttpResponse:
     except httpx.HTTPError as error:
         return func.HttpResponse(f"The relay cannot be reached: {error}", status_code=502)
     # Also what the relay says itself, for example that nobody listens (504).
-    return func.HttpResponse(answer.content, status_code=answer.status_code, mimetype=answer.headers.get("Content-Type"))
+    return func.HttpResponse(
+        answer.content, status_code=answer.status_code, mimetype=answer.headers.get("Content-Type")
+    )
