@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import TYPE_CHECKING, cast
 
-from trunkline.expose.report import Record
+from trunkline.expose.report import Kind, Record
 from trunkline.protocol.errors import ConnectionLost
 from trunkline.sdk.incoming import CaseInsensitiveHeaders
 
@@ -113,11 +113,27 @@ class Watching:
     def __init__(self) -> None:
         self.records: list[Record] = []
         self.changes: list[tuple[bool, str]] = []
-        self.changed = asyncio.Event()
+        self._news = asyncio.Event()
 
     def record(self, record: Record) -> None:
         self.records.append(record)
+        self._news.set()
 
     def target_changed(self, up: bool, reason: str) -> None:
         self.changes.append((up, reason))
-        self.changed.set()
+        self._news.set()
+
+    async def wait_for(self, kind: Kind, *, times: int = 1) -> Record:
+        """The last of so many records of a kind."""
+        while len(found := [each for each in self.records if each.kind is kind]) < times:
+            await self._next()
+        return found[times - 1]
+
+    async def wait_for_change(self, up: bool) -> None:
+        """Until the target is as it should be."""
+        while not self.changes or self.changes[-1][0] is not up:
+            await self._next()
+
+    async def _next(self) -> None:
+        self._news.clear()
+        await self._news.wait()

@@ -9,6 +9,7 @@ that was asked for is imported, so that ``trunkline --help`` is fast.
                                 whose log never holds it up               log_stream
     listen, connect             the two sides of a connection             credentials, standard_streams
     host                        a web application as the listener         asgi_application, reload
+    expose                      a web server behind a listener            request_view
     connection-string, token    what others need to get in                credentials, rules
                                 explained, or kept in a file              token_explanation, token_file
     doctor                      what is wrong on the way                  diagnosis, doctor_network, doctor_relay
@@ -38,6 +39,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "emulator": ("emulator", "Run a local relay that is ready to use, for developing and testing."),
     "listen": ("listen", "Listen on a hybrid connection: echo, print, or answer from standard input."),
     "host": ("host", "Serve an ASGI application, such as one of FastAPI or Django, with no open port."),
+    "expose": ("expose", "Expose a web server: HTTP requests and WebSockets to the hybrid connection go there."),
     "connect": ("connect", "Connect to a listener: standard input there, what it sends to standard output."),
     "connection-string": ("connection_string", "Print a connection string."),
     "token": ("token", "Print a token, keep one fresh in a file, or explain one."),

@@ -95,13 +95,6 @@ OUTSIDE = Refusal(
     "the path leaves the base path of the target",
 )
 
-CLOSING = Refusal(
-    503,
-    "Closing",
-    "The web server behind the hybrid connection {entity} is not exposed any more: try again when it is",
-    "trunkline expose ends",
-)
-
 
 def target_takes_no_websocket(status: int) -> Refusal:
     """The target took the request for a plain one."""

@@ -47,9 +47,8 @@ class Exposure:
     ) -> None:
         self.health = Health(lambda: dial(rules.target, connect_timeout), watcher.target_changed)
         self._pool = Pool(rules.target, self.health, tls=tls, connect_timeout=connect_timeout)
-        self._closing = False
-        self._forwarder = Forwarder(self._pool, rules, watcher, closing=self._is_closing)
-        self._upgrades = Upgrades(self._pool, rules, entity, watcher, closing=self._is_closing)
+        self._forwarder = Forwarder(self._pool, rules, watcher)
+        self._upgrades = Upgrades(self._pool, rules, entity, watcher)
         self._stack = AsyncExitStack()
 
     def __repr__(self) -> str:
@@ -83,15 +82,3 @@ class Exposure:
     async def serve(self, connection: Connection) -> None:
         """The handler of the listener's connections."""
         await self._upgrades.serve(connection)
-
-    async def finish(self, within: float) -> None:
-        """Take nothing new (503), and wait until the answers that are owed are complete, at most so many seconds."""
-        self._closing = True
-        try:
-            async with asyncio.timeout(within):
-                await self._forwarder.wait_idle()
-        except TimeoutError:
-            pass
-
-    def _is_closing(self) -> bool:
-        return self._closing

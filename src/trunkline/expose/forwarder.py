@@ -19,7 +19,7 @@ from trunkline.expose.headers import HeaderRules, Headers, content_length
 from trunkline.expose.paths import leaves_root, target_path
 from trunkline.expose.pool import Pool
 from trunkline.expose.report import Kind, Record, Watcher
-from trunkline.protocol.errors import HeadersTooLarge, InvalidSetting, RelayError
+from trunkline.protocol.errors import ConnectionLost, HeadersTooLarge, InvalidSetting, RelayError
 
 if TYPE_CHECKING:
     from trunkline.sdk import HttpRequest, ResponseWriter
@@ -32,7 +32,6 @@ class Forwarder:
         pool: connections to the target.
         rules: of the headers.
         watcher: gets a record of each request.
-        closing: True when no new request is taken.
         clock: seconds, for the records.
     """
 
@@ -42,25 +41,24 @@ class Forwarder:
         rules: HeaderRules,
         watcher: Watcher,
         *,
-        closing: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool = pool
         self._rules = rules
         self._watcher = watcher
-        self._closing = closing
         self._clock = clock
         #: Requests whose answer is not complete.
         self.in_flight = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
 
     async def handle(self, request: HttpRequest) -> None:
-        """Forward one request; returns when its answer is complete, or nobody waits for it any more."""
+        """Forward one request; returns when it is answered, whole or broken off.
+
+        Raises:
+            ConnectionLost: nobody waits for the answer any more.
+        """
         exchange = _Exchange(request, self._rules, self._pool)
         started = self._clock()
         self.in_flight += 1
-        self._idle.clear()
         try:
             async with asyncio.TaskGroup() as group:
                 work = group.create_task(self._forward(exchange))
@@ -72,18 +70,12 @@ class Forwarder:
             raise
         finally:
             self.in_flight -= 1
-            if not self.in_flight:
-                self._idle.set()
             self._watcher.record(exchange.record(self._clock() - started))
-
-    async def wait_idle(self) -> None:
-        """Wait until no answer is owed."""
-        await self._idle.wait()
+        if exchange.left:
+            raise ConnectionLost("The sender or the relay has left", tracking_id=request.tracking_id)
 
     async def _forward(self, exchange: _Exchange) -> None:
         try:
-            if self._closing():
-                raise Refused(answers.CLOSING)
             path, headers = exchange.asked()
             response = await self._pool.request(exchange.request.method, path, headers, exchange.body())
             try:
@@ -114,6 +106,8 @@ class _Exchange:
         self._received = 0
         self._sent = 0
         self._error = ""
+        #: Nobody waits for the answer.
+        self.left = False
         #: The sender's body broke off: nobody waits for an answer.
         self.body_failed = False
 
@@ -179,6 +173,7 @@ class _Exchange:
 
     def leave(self) -> None:
         """Nobody waits for the answer any more."""
+        self.left = True
         self.give_up("the sender left")
 
     def give_up(self, error: str) -> None:

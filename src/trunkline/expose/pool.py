@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 
 from trunkline.expose import answers
 from trunkline.expose.answers import Refused
@@ -80,8 +81,8 @@ class Pool(AbstractAsyncContextManager["Pool"]):
         self._tls = tls
         self._connect_timeout = connect_timeout
         self._session: aiohttp.ClientSession | None = None
-        # By connection (a ResponseHandler of aiohttp), the body of the answer that it has brought last.
-        self._bodies: dict[object, aiohttp.StreamReader] = {}
+        # By connection, the body of the answer that it has brought last.
+        self._bodies: dict[ResponseHandler, aiohttp.StreamReader] = {}
 
     async def __aenter__(self) -> Self:
         connector: aiohttp.BaseConnector
@@ -155,7 +156,7 @@ class Pool(AbstractAsyncContextManager["Pool"]):
             closed.add_done_callback(partial(self._ended, protocol))
         self._bodies[protocol] = response.content
 
-    def _ended(self, protocol: object, closed: asyncio.Future[None]) -> None:
+    def _ended(self, protocol: ResponseHandler, closed: asyncio.Future[None]) -> None:
         closed.exception()  # or asyncio complains that nobody asked for it
         body = self._bodies.pop(protocol)
         if not body.is_eof() and body.exception() is None:

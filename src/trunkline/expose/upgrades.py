@@ -40,7 +40,6 @@ class Upgrades:
         rules: of the headers.
         entity: path of the hybrid connection.
         watcher: gets a record of each when it opens, when it ends, and when the target refuses it.
-        closing: True when no new one is taken.
         clock: seconds, for the records.
     """
 
@@ -51,14 +50,12 @@ class Upgrades:
         entity: str,
         watcher: Watcher,
         *,
-        closing: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool = pool
         self._rules = rules
         self._entity = entity
         self._watcher = watcher
-        self._closing = closing
         self._clock = clock
         # By request: the target has taken it, and the sender is on its way.
         self._untaken: dict[IncomingConnection, tuple[ClientWebSocketResponse, asyncio.TimerHandle]] = {}
@@ -83,8 +80,6 @@ class Upgrades:
         self._watcher.record(self._record(kind, incoming, status, started, 0, 0, error))
 
     async def _ask(self, incoming: IncomingConnection, path: str) -> ClientWebSocketResponse:
-        if self._closing():
-            raise Refused(answers.CLOSING)
         if self._rules.is_loop(incoming.headers):
             raise Refused(answers.LOOP)
         if self._pool.target.base_path and leaves_root(path):
@@ -195,8 +190,9 @@ class _Splice:
             code = error.close_code
             self._ended(code, error.message)
         except ConnectionLost as error:
-            code = self._connection.close_code or GOING_AWAY
-            self._ended(self._connection.close_code or 1006, "" if self._connection.close_code else error.message)
+            close_code = self._connection.close_code
+            code, reason = close_code or GOING_AWAY, self._connection.close_reason
+            self._ended(close_code or 1006, "" if close_code else error.message)
         except ClientError:
             return  # the target is gone: `_from_target` sees it too
         payload = (code if is_valid_close_code(code) else GOING_AWAY).to_bytes(2, "big") + reason.encode()

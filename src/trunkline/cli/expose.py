@@ -1,0 +1,157 @@
+"""``trunkline expose``: a web server of this network under an address of the relay."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trunkline.cli import credentials
+from trunkline.cli.event_loop import run
+from trunkline.cli.failure import usage
+from trunkline.cli.request_view import Opened, View, view_of
+
+if TYPE_CHECKING:
+    import ssl
+
+    from trunkline.expose import HeaderRules
+    from trunkline.sdk import HybridConnectionListener
+
+#: Seconds that requests in hand have to finish after Ctrl-C or SIGTERM.
+GRACE = 5.0
+
+
+def command(
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="The web server: http://localhost:3000, 3000, unix:/run/app.sock.")
+    ],
+    connection_string: credentials.ConnectionStringOption = None,
+    entity: credentials.EntityOption = None,
+    ca: credentials.CaOption = None,
+    no_tls: credentials.NoTlsOption = False,
+    proxy: credentials.ProxyOption = None,
+    preserve_host: Annotated[
+        bool, typer.Option("--preserve-host", help="Send the Host that the sender used, not that of the target.")
+    ] = False,
+    host_header: Annotated[
+        str | None, typer.Option("--host-header", metavar="HOST", help="Send this Host to the target.")
+    ] = None,
+    keep_path: Annotated[
+        bool, typer.Option("--keep-path", help="Leave the path of the hybrid connection in front of the target's.")
+    ] = False,
+    trust_forwarded: Annotated[
+        bool,
+        typer.Option("--trust-forwarded", help="Keep X-Forwarded-* of senders: a gateway before the relay sets them."),
+    ] = False,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Do not check the certificate of an https target.")
+    ] = False,
+    target_ca: Annotated[
+        Path | None,
+        typer.Option("--target-ca", metavar="FILE", help="Trust this authority (PEM) for an https target."),
+    ] = None,
+    connect_timeout: Annotated[
+        float,
+        typer.Option("--connect-timeout", metavar="SECONDS", min=0.001, help="For one connection to the target."),
+    ] = 10.0,
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="Give up registering after that long.")
+    ] = 60.0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line for all that happens.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
+) -> None:
+    """Expose a web server: HTTP requests and WebSockets to the hybrid connection go there.
+
+    No port is opened. The path of the hybrid connection is taken off, so that /myHC/index.html is /index.html there;
+    redirects and cookies get it back. Each request is a line: method, status, milliseconds, bytes, path. A target that
+    is down is told, and senders get 502 until it is back. Ctrl-C lets requests in hand finish.
+
+    \b
+    Examples:
+      trunkline expose 3000 --hybrid-connection myHC
+      trunkline expose http://printer.lan/admin --preserve-host
+      trunkline expose https://localhost:8444 --insecure
+      trunkline expose unix:/run/app.sock --json | jq 'select(.status >= 500)'
+    """
+    from trunkline.expose import HeaderRules, parse_target, tls_settings
+
+    if host_header is not None and preserve_host:
+        raise usage("--host-header and --preserve-host go not together", "leave one of them out")
+    if as_json and quiet:
+        raise usage("--json and --quiet go not together", "leave one of them out")
+    who = credentials.read(connection_string, entity, ca, no_tls, proxy)
+    rules = HeaderRules(
+        parse_target(target),
+        preserve_host=preserve_host,
+        host=host_header,
+        trust_forwarded=trust_forwarded,
+        keep_path=keep_path,
+        scheme="http" if no_tls else "https",
+        # Another one for each process, so that a chain of several is no loop.
+        pseudonym=f"trunkline-{secrets.token_hex(4)}",
+    )
+    tls = tls_settings(insecure=insecure, ca=None if target_ca is None else str(target_ca))
+    view = view_of(str(rules.target), as_json=as_json, quiet=quiet)
+    # The view tells what happens to the listener.
+    logging.getLogger("trunkline.sdk.listener").setLevel(logging.CRITICAL)
+    run(_expose(who, rules, tls, view, connect_timeout, timeout))
+
+
+async def _expose(
+    who: credentials.Credentials,
+    rules: HeaderRules,
+    tls: ssl.SSLContext | bool,
+    view: View,
+    connect_timeout: float,
+    timeout: float,
+) -> None:
+    from trunkline.expose import Exposure
+    from trunkline.expose.access import public_url, requires_token
+    from trunkline.sdk.endpoint import read_endpoint
+
+    was_online = False
+
+    def online(_: HybridConnectionListener) -> None:
+        nonlocal was_online
+        if was_online:
+            view.relay_changed(True, "")
+        was_online = True
+
+    def connecting(listener: HybridConnectionListener) -> None:
+        if was_online:
+            view.relay_changed(False, str(listener.last_error))
+
+    try:
+        async with Exposure(rules, view, entity=who.entity, tls=tls, connect_timeout=connect_timeout) as exposure:
+            listener = who.listener(on_online=online, on_connecting=connecting, **exposure.handlers)
+            with who.reaching():
+                await listener.open(timeout)
+            try:
+                endpoint = read_endpoint(
+                    who.text, entity_path=who.entity, token_provider=None, key_name=None, key=None,
+                    ssl=who.ssl, proxy=who.proxy,
+                )  # fmt: skip
+                url = public_url(endpoint)
+                view.opened(
+                    Opened(url, str(rules.target), who.entity, access_lines(url, await requires_token(endpoint)))
+                )
+                await exposure.health.check()
+                await listener.serve(exposure.serve)
+            finally:
+                await listener.close(wait=GRACE)
+    finally:
+        view.close()
+
+
+def access_lines(url: str, needs_token: bool | None) -> list[str]:
+    """How a sender gets in, for the user to pass on."""
+    if needs_token is False:
+        return ["Anybody who reaches the relay gets in: the hybrid connection takes anonymous senders."]
+    unless = "" if needs_token else " unless the hybrid connection is anonymous"
+    return [
+        f"Senders need a token{unless}; with a connection string that has the right Send:",
+        f'  curl -H "ServiceBusAuthorization: $(trunkline token)" {url}',
+    ]
