@@ -18,6 +18,8 @@ TESTED_ELSEWHERE = {
     "_version.py": "tests/test_exports.py",
     # Everything else in sdk/ is tested with a clock of the test; the real one shows only over real sockets.
     "sdk/clock.py": "tests/e2e/test_sdk_listener.py",
+    # Only what others fill in and read.
+    "expose/report.py": "tests/expose/test_forwarder.py",
     # It only carries bytes to the machine of protocol/control_channel and runs its commands; seen through the listener.
     "sdk/control_channel.py": "tests/sdk/test_listener.py",
 }

@@ -12,8 +12,8 @@ import uvicorn
 
 import http_cases
 from expose.fake_request import Watching
-from http_echo import EchoApplication, content
-from trunkline.expose import Exposure, HeaderRules, Kind, Target
+from http_echo import EchoApplication
+from trunkline.expose import Exposure, HeaderRules, Target
 from trunkline.testing import RelayNode, relay_node
 
 

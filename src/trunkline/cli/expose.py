@@ -82,9 +82,11 @@ def command(
         raise usage("--host-header and --preserve-host go not together", "leave one of them out")
     if as_json and quiet:
         raise usage("--json and --quiet go not together", "leave one of them out")
+    where = parse_target(target)
+    tls = tls_settings(insecure=insecure, ca=None if target_ca is None else str(target_ca))
     who = credentials.read(connection_string, entity, ca, no_tls, proxy)
     rules = HeaderRules(
-        parse_target(target),
+        where,
         preserve_host=preserve_host,
         host=host_header,
         trust_forwarded=trust_forwarded,
@@ -93,7 +95,6 @@ def command(
         # Another one for each process, so that a chain of several is no loop.
         pseudonym=f"trunkline-{secrets.token_hex(4)}",
     )
-    tls = tls_settings(insecure=insecure, ca=None if target_ca is None else str(target_ca))
     view = view_of(str(rules.target), as_json=as_json, quiet=quiet)
     # The view tells what happens to the listener.
     logging.getLogger("trunkline.sdk.listener").setLevel(logging.CRITICAL)
