@@ -11,6 +11,7 @@ forwarder   one request and its answer, a piece at a time
 upgrades    a WebSocket, by messages
 pool        connections to the target, by aiohttp
 answers     those that are ours: the target is down, lost, or no web server
+access      the public address, and whether senders need a token
 health      whether the target is there, told when that changes
 report      what somebody who watches is told
 """
