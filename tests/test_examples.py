@@ -25,6 +25,7 @@ PROGRAMS = {
     "several_hybrid_connections.py": ["None: test-1", "None: test-2", "customer 7: test-"],
     "byte_stream_half_close.py": ["30e14955ebf1352266dc2ff8067e68104607e750abb9d3b36582b8af909fcb58"],
     "http_handler.py": ["201 Order taken", "{'customer': 1, 'pieces': 1} 404"],
+    "host_fastapi.py": ["answer: {'item': 7, 'next': '/test/items/8'}", "['data:', '0', 'data:', '1', 'data:', '2']"],
     "http_streaming.py": ["data: 0 data: 1 data: 2", "1000000 bytes"],
     "token_provider.py": ["a token for test", "listener is online"],
 }

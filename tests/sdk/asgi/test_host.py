@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import httpx
 import pytest
 
 from trunkline.protocol.errors import EndpointNotFound, InvalidSetting
 from trunkline.sdk.asgi import AsgiHost, LifespanFailed, Served, serve
 from trunkline.sdk.asgi.scopes import Receive, Scope, Send
-from trunkline.testing import relay_node
+from trunkline.testing import RelayNode, relay_node
 
 ADDRESS = "Endpoint=sb://relay.example/;SharedAccessKeyName=a;SharedAccessKey=secret;EntityPath=orders"
 
@@ -105,6 +106,71 @@ async def test_sender_that_waits_for_a_decision_goes_to_another_host_when_this_o
     assert other.steps == ["startup", "disconnected 1000", "shutdown"]
 
 
+async def test_request_in_hand_is_answered_before_the_application_is_stopped() -> None:
+    app, served = Application(), list[Served]()
+    async with (
+        relay_node() as node,
+        AsgiHost(app, node.connection_string(), ssl=False, on_served=served.append) as host,
+    ):
+        async with asking(node) as http, asyncio.TaskGroup() as group:
+            answer = group.create_task(http.get("/test/x?y=1"))
+            await app.begun.wait()
+            assert "requests=1" in repr(host)
+            group.create_task(host.close())
+            await node.until(lambda now: now["listeners"] == 0)
+            app.go.set()
+        assert (answer.result().status_code, answer.result().text) == (200, "ok")
+    assert app.steps == ["startup", "answered", "shutdown"]
+    assert [(one.method, one.target, one.status, one.sent) for one in served] == [("GET", "/test/x?y=1", 200, 2)]
+
+
+async def test_request_that_takes_longer_than_the_shutdown_timeout_is_cut() -> None:
+    app, served = Application(), list[Served]()
+    async with relay_node() as node:
+        host = AsgiHost(app, node.connection_string(), ssl=False, on_served=served.append, shutdown_timeout=0.05)
+        async with asking(node) as http, asyncio.TaskGroup() as group:
+            async with host:
+                answer = group.create_task(http.get("/test"))
+                await app.begun.wait()
+        assert answer.result().status_code in (502, 503)
+    assert app.steps == ["startup", "shutdown"]
+    assert [(one.status, one.sent) for one in served] == [(0, 0)]
+
+
+async def test_application_is_served_again_after_the_relay_was_away() -> None:
+    app = Application()
+    app.go.set()
+    async with relay_node() as node, AsgiHost(app, node.connection_string(), ssl=False):
+        await node.restart()
+        await node.until(lambda now: now["listeners"] == 1, timeout=20)
+        async with asking(node) as http:
+            assert (await http.get("/test")).text == "ok"
+
+
+async def test_application_waits_while_the_sender_takes_nothing() -> None:
+    sent = 0
+    stuck = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal sent
+        assert scope["type"] == "http"
+        await send({"type": "http.response.start", "status": 200})
+        try:
+            while sent < 256 << 20:
+                async with asyncio.timeout(2):
+                    await send({"type": "http.response.body", "body": bytes(65_536), "more_body": True})
+                sent += 65_536
+        except TimeoutError:
+            stuck.set()
+
+    async with relay_node() as node, AsgiHost(app, node.connection_string(), ssl=False):
+        async with asking(node) as http, http.stream("GET", "/test") as answer:
+            assert answer.status_code == 200
+            async with asyncio.timeout(20):
+                await stuck.wait()
+    assert sent < 32 << 20  # what sockets and buffers hold
+
+
 async def test_application_that_cannot_start_never_registers() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
@@ -180,6 +246,12 @@ def test_host_tells_where_it_is_and_no_key() -> None:
     assert repr(host) == "<AsgiHost https://relay.example/orders/ offline requests=0 websockets=0>"
     assert host.listener.state == "offline"
     assert AsgiHost(Application(), ADDRESS, root_path="").url == "https://relay.example/orders/"
+
+
+def asking(node: RelayNode) -> httpx.AsyncClient:
+    """A client with the right to send."""
+    headers = {"ServiceBusAuthorization": node.token(rights=["Send"])}
+    return httpx.AsyncClient(base_url=node.url, headers=headers, timeout=20, trust_env=False)
 
 
 async def _outcome(work: Any) -> object:
