@@ -94,6 +94,7 @@ def chromium_of_npm() -> Program | None:
             (working / "chromium").chmod(0o755)
             with tarfile.open(working / "libraries.tar") as archive:
                 archive.extractall(working, filter="data")
+            (working / "libraries.tar").unlink()
             with contextlib.suppress(OSError):  # another test process was first
                 working.rename(final)
     return Program(str(final / "chromium"), final / "lib")
