@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -309,3 +309,34 @@ async def test_late_visitor_of_a_request_that_is_over_is_told_so_by_a_close() ->
             frame = await rendezvous.receive()
             assert frame.close_code == 1001
             await rendezvous.send_close(1001)
+
+
+async def test_requests_for_a_listener_that_does_not_read_wait_in_a_bounded_number() -> None:
+    # The system takes some 4 MiB for the listener, and the node one more, before it is known not to read.
+    most, number = 120, 400
+    async with quiet_node(max_requests=most, response_timeout=0) as node:
+        relay = Relay.of(node)
+        async with (
+            RawWebSocket(node.listen_url(), token=node.token(), receive_buffer=4096) as control,
+            AsyncExitStack() as senders,
+        ):
+            statuses: list[int] = []
+
+            async def ask(sender: HttpSender) -> None:
+                relay.ask(sender, None, "POST", body=b"x" * 65_000)
+                statuses.append((await sender.answer()).status)
+
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(number):
+                    tasks.create_task(ask(await senders.enter_async_context(relay.connect())))
+                # So many that it was told of, and so many that wait: the others have their answer.
+                counts = await node.until(lambda counts: 0 < counts["http_requests"] == number - len(statuses))
+                assert most < counts["http_requests"] <= 2 * most
+                assert set(statuses) == {503}
+                # It reads: those that waited are told in their turn.
+                for _ in range(counts["http_requests"]):
+                    request = await told(control)
+                    await control.receive_message()
+                    await control.send_json(response(request))
+            assert statuses.count(200) == counts["http_requests"]
+            await control.send_close(1000)

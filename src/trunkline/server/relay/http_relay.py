@@ -48,8 +48,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("trunkline.relay")
 
-# Seconds between two tries to tell listeners that are busy reading what they were told before.
-TRY_AGAIN = 0.01
+# Seconds between two tries to tell listeners that are busy reading what they were told before; for every `TOGETHER`
+# requests that wait for the same ones, as much longer.
+TRY_AGAIN, TOGETHER = 0.01, 100
+
+# Requests that wait for the listeners of one hybrid connection, where `max_requests` does not say.
+MOST_WAITING = 1_000
 
 # Addresses that are remembered when their request ended without the answer of the listener that was told of it.
 REMEMBERED = 4_096
@@ -82,6 +86,8 @@ class HttpRelays:
         self._too_late: dict[str, None] = {}
         # Every WebSocket that is there for one, also while it closes behind the end of its request.
         self._legs: set[HttpLeg] = set()
+        # Requests that no listener was told of yet, by entity. Each may hold a body of 64 KiB.
+        self.waiting: Counter[str] = Counter()
 
     def __repr__(self) -> str:
         return f"<HttpRelays in_flight={len(self._in_flight)} rendezvous={len(self._legs)}>"
@@ -472,8 +478,8 @@ class HttpRelay:
             self._offer = self._made(body)
             outcome = begin(self._relays.broker.directory.place(self._offer, exclude))
         except RelayError as error:
-            if self._is_worth_waiting(error):
-                self._relays.broker.spawn(self._place_later(exclude))
+            if self._is_worth_waiting(error) and self._may_wait():
+                self._relays.broker.spawn(self._wait(exclude))
             else:
                 self._not_placed(error)
         except Exception:
@@ -485,12 +491,29 @@ class HttpRelay:
             else:
                 self._placed(outcome)
 
+    def _may_wait(self) -> bool:
+        """Whether it is not one too many that waits."""
+        most = self.admitted.limits.max_requests or MOST_WAITING
+        return self._relays.waiting[self.admitted.entity.key] < most
+
+    async def _wait(self, exclude: frozenset[str]) -> None:
+        """Place it when a listener takes it."""
+        waiting, entity = self._relays.waiting, self.admitted.entity.key
+        waiting[entity] += 1
+        try:
+            await self._place_later(exclude)
+        finally:
+            waiting[entity] -= 1
+            if not waiting[entity]:
+                del waiting[entity]
+
     async def _place_later(self, exclude: frozenset[str], outcome: Suspended[Placement] | None = None) -> None:
         """The same, in a task, as often as it is worth it."""
         while True:
             try:
                 if outcome is None:
-                    await asyncio.sleep(TRY_AGAIN)
+                    together = self._relays.waiting[self.admitted.entity.key] // TOGETHER
+                    await asyncio.sleep(TRY_AGAIN * (1 + together))
                     if self._offer is None:
                         # It is over.
                         return
