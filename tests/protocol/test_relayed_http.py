@@ -288,6 +288,14 @@ def test_a_listener_may_answer_on_the_control_channel_what_it_fetched() -> None:
     assert Playbook(fetched()) >> event.responded(response(413), b"no", 3.0) << Answer << FAREWELL
 
 
+def test_it_knows_whether_all_of_the_body_has_come() -> None:
+    assert told().body_is_whole
+    machine = fetched()
+    assert not machine.body_is_whole
+    machine.body_ended(3.0)
+    assert machine.body_is_whole
+
+
 def test_an_early_answer_goes_on_and_the_upload_with_it_until_the_answer_is_whole() -> None:
     assert (
         Playbook(fetched())

@@ -335,6 +335,11 @@ class RelayedRequest:
         return self.state in _FINAL
 
     @property
+    def body_is_whole(self) -> bool:
+        """Whether all of the sender's body has come."""
+        return self._body_whole or self._body_length == 0
+
+    @property
     def fetchable(self) -> bool:
         """Whether the listener that was told may open the address: once, before it has answered."""
         return not self._was_fetched and self.state in (State.TOLD, State.REDIRECTED)

@@ -2,7 +2,87 @@
 
 from __future__ import annotations
 
-from server.relay.peers import HOST, Relay
+import asyncio
+import json
+import logging
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from server.relay.peers import (
+    GUID,
+    HOST,
+    Frame,
+    Peer,
+    Relay,
+    http_request,
+    hybrid_connection,
+    namespace,
+    target_of,
+    token,
+    until,
+)
+from trunkline.protocol import relayed_http
+from trunkline.protocol.errors import ServerBusy
+from trunkline.protocol.frames import Opcode
+from trunkline.protocol.sas import Right
+from trunkline.server.entities.model import Rule
+from trunkline.server.relay import http_relay
+
+ORDERS = hybrid_connection().id
+LARGE = bytes(range(256)) * 1024
+CHUNKED = [("Transfer-Encoding", "chunked")]
+
+
+async def refused(sender: Peer, status: int, words: str) -> dict[str, str]:
+    """The relay's own answer: its status, words and tracking id, and nothing that looks like a listener's."""
+    answer, body = await sender.response()
+    error = json.loads(body)["error"]
+    assert (answer.status, answer.phrase[: len(words)]) == (status, words)
+    assert error["message"] == answer.phrase and "TrackingId:" in answer.phrase
+    assert answer.all("Content-Type") == ["application/json"]
+    assert answer.all("Via") == []
+    assert isinstance(error, dict)
+    return error
+
+
+async def answered(listener: Peer, sender: Peer) -> None:
+    """The listener gets the sender's request, which is small, and the sender its answer."""
+    request, _ = await listener.asked()
+    listener.respond(request["id"], 200, b"answer")
+    answer, body = await sender.response()
+    assert (answer.status, body) == (200, b"answer")
+
+
+async def begun(relay: Relay, listener: Peer, **request: Any) -> tuple[Peer, Peer, str]:
+    """A sender that has had a part of its answer, the rendezvous, and the id of the request."""
+    sender = await relay.ask(**request)
+    asked, _ = await listener.asked()
+    leg = await relay.accept(asked)
+    respond(leg, asked["id"])
+    leg.send_frame(Opcode.BINARY, b"part", fin=False)
+    assert (await sender.answer()).status == 200
+    assert await sender.chunk() == b"part"
+    return sender, leg, asked["id"]
+
+
+def respond(leg: Peer, id: str, status: int = 200) -> None:
+    """The head of a response whose body follows."""
+    leg.send_frame(
+        Opcode.TEXT, json.dumps({"response": {"requestId": id, "statusCode": status, "body": True}}).encode()
+    )
+
+
+async def closed(leg: Peer) -> int | None:
+    """The code of the Close that comes next, which is answered."""
+    while (got := await leg.frame()).opcode is not Opcode.CLOSE:
+        pass
+    leg.send_close(1000)
+    return got.close.code
+
+
+# -- small ones
 
 
 async def test_a_request_goes_to_the_listener_and_its_answer_comes_back() -> None:
@@ -41,3 +121,726 @@ async def test_a_small_body_follows_its_request_on_the_control_channel() -> None
         listener.respond(request["id"], 200, content[::-1])
         answer, content_back = await sender.response()
         assert (answer.status, content_back) == (200, content[::-1])
+
+
+async def test_one_connection_has_many_requests_and_their_answers_in_order() -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        sender = await relay.ask("/orders/0")
+        signed = [("ServiceBusAuthorization", token())]
+        sender.send(b"".join(http_request(f"/orders/{at}", signed, b"x" * at, method="PUT") for at in range(1, 20)))
+        for at in range(20):
+            request, body = await listener.asked()
+            assert (request["requestTarget"], len(body or b"")) == (f"/orders/{at}", at)
+            listener.respond(request["id"], 200, b"%d" % at)
+            assert (await sender.response())[1] == b"%d" % at
+        assert relay.counts() == {"listeners": 1, "channels": 1, "handshakes": 1}
+
+
+async def test_answers_to_different_senders_come_in_any_order() -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        senders = [await relay.ask(f"/orders/{at}") for at in range(5)]
+        requests = [(await listener.asked())[0] for _ in senders]
+        for request in reversed(requests):
+            listener.respond(request["id"], 200, request["requestTarget"].encode())
+        assert [(await sender.response())[1] for sender in senders] == [b"/orders/%d" % at for at in range(5)]
+
+
+@pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("GET", 204), ("GET", 304)])
+async def test_an_answer_without_a_body_has_none_whatever_the_listener_sends(method: str, status: int) -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        sender = await relay.ask(method=method)
+        request, _ = await listener.asked()
+        # As hyco-https does it: no body, and an empty message all the same.
+        listener.respond(request["id"], status, headers={"Content-Length": "7", "Content-Type": "text/x"})
+        listener.send_frame(Opcode.BINARY, b"")
+        answer = await sender.answer()
+        assert (answer.status, answer.all("Content-Type")) == (status, ["text/x"])
+        assert answer.all("Content-Length") == ([] if status == 204 else ["7"])
+        assert answer.all("Transfer-Encoding") == []
+        sender.send(http_request("/orders", [("ServiceBusAuthorization", token())]))
+        await answered(listener, sender)
+
+
+async def test_every_cookie_has_a_header_of_its_own() -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        joined = "a=1; Expires=Wed, 21 Oct 2015 07:28:00 GMT, b=2"
+        for given in (joined, ["a=1; Expires=Wed, 21 Oct 2015 07:28:00 GMT", "b=2"]):
+            sender = await relay.ask()
+            request, _ = await listener.asked()
+            listener.respond(request["id"], 200, headers={"Set-Cookie": given})
+            answer, _ = await sender.response()
+            assert answer.all("Set-Cookie") == ["a=1; Expires=Wed, 21 Oct 2015 07:28:00 GMT", "b=2"]
+            assert answer.all("Content-Length") == ["0"]
+
+
+async def test_the_token_is_never_passed_on() -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        signature = token()
+        mine = ("Authorization", "Bearer mine")
+        for headers, query, kept in (
+            ([("ServiceBusAuthorization", signature), mine], "", "Bearer mine"),
+            ([("Authorization", signature)], "", None),
+            ([mine, ("ServiceBusAuthorization", "x")], f"?sb-hc-token={quote(signature)}&a=1", "Bearer mine"),
+        ):
+            await relay.ask(f"/orders{query}", headers, signature=None)
+            request, _ = await listener.asked()
+            assert request["requestHeaders"].get("Authorization") == kept
+            assert "sig" not in str(request) and "ServiceBusAuthorization" not in str(request)
+
+
+async def test_a_host_of_the_entitys_own_takes_the_whole_path() -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        for target in ("/", "/css/site.css?x"):
+            await relay.ask(target, host=f"orders.{HOST}")
+            request, _ = await listener.asked()
+            assert request["requestTarget"] == f"/orders{target}"
+            assert request["requestHeaders"]["X-Forwarded-Prefix"] == "/"
+
+
+@pytest.mark.parametrize("target", ["/orders", "/orders/", "/orders/a/", "//orders//a"])
+async def test_a_slash_at_the_end_stays(target: str) -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        await relay.ask(target)
+        assert (await listener.asked())[0]["requestTarget"] == "/" + target.lstrip("/")
+
+
+@pytest.mark.parametrize("status", [100, 101, 199])
+async def test_a_status_that_ends_no_request_is_a_bad_gateway(status: int) -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        sender = await relay.ask()
+        listener.respond((await listener.asked())[0]["id"], status)
+        await refused(sender, 502, f"The listener answered with status {status}")
+
+
+# -- who is asked
+
+
+async def test_nobody_listens() -> None:
+    async with Relay() as relay:
+        error = await refused(await relay.ask(), 504, "There are no listeners connected for the endpoint")
+        assert error["code"] == "NoListener"
+        relay.put(hybrid_connection(no_listener_status=404))
+        await refused(await relay.ask(), 502, "There are no listeners connected for the endpoint")
+        relay.put(hybrid_connection(no_listener_status=503))
+        await refused(await relay.ask(), 503, "There are no listeners connected for the endpoint")
+        await until(lambda: relay.counts() == {"handshakes": 3})
+
+
+async def test_requests_in_flight_are_limited_and_are_no_senders() -> None:
+    async with Relay(max_requests=2, max_senders=1) as relay:
+        listener = await relay.listener()
+        sender, leg = await relay.pair(listener)
+        first, second = await relay.ask(), await relay.ask()
+        requests = [(await listener.asked())[0] for _ in range(2)]
+        await refused(await relay.ask(), 429, "QuotaExceeded: The endpoint has 2 requests in flight")
+        listener.respond(requests[0]["id"], 200, b"")
+        await first.response()
+        await answered(listener, await relay.ask())
+        assert relay.counts()["senders"] == 1
+        await second.leave()
+
+
+async def test_requests_count_as_load() -> None:
+    async with Relay(listener_policy="balanced") as relay:
+        listeners = [await relay.listener() for _ in range(2)]
+        for _ in range(6):
+            await relay.ask()
+        for listener in listeners:
+            for _ in range(3):
+                await listener.asked()
+
+
+async def test_a_sender_chooses_among_listeners() -> None:
+    async with Relay() as relay:
+        other = GUID.replace("1", "2")
+        first = await relay.listener(id=GUID)
+        second = await relay.listener(id=other)
+        await answered(second, await relay.ask(headers=[("Microsoft-Relay-AllowedListeners", other)]))
+        await answered(second, await relay.ask(headers=[("Microsoft-Relay-DisallowedListeners", GUID)]))
+        await answered(first, await relay.ask())
+        nobody = await relay.ask(headers=[("Microsoft-Relay-AllowedListeners", "x")])
+        await refused(nobody, 404, "None of the connected listeners meet the AllowedListeners")
+
+
+async def test_a_lost_listener_may_have_done_what_it_was_asked() -> None:
+    async with Relay() as relay:
+        first, second = await relay.listener(), await relay.listener()
+        sender = await relay.ask(method="POST", body=b"pay")
+        await first.asked()
+        first.reset()
+        await refused(sender, 502, "ConnectionLost: The listener's control channel was lost")
+        # The other is asked for the next one, and for no other.
+        sender.send(http_request("/orders/next", [("ServiceBusAuthorization", token())]))
+        assert (await second.asked())[0]["requestTarget"] == "/orders/next"
+
+
+async def test_an_address_that_nobody_opened_is_told_to_another_listener() -> None:
+    async with Relay() as relay:
+        first, second = await relay.listener(), await relay.listener()
+        sender = await relay.ask(method="POST", body=LARGE)
+        request, _ = await first.asked()
+        first.reset()
+        again, _ = await second.asked()
+        assert again["address"] != request["address"] and again["id"] == request["id"]
+        # The first address leads nowhere any more.
+        late = await relay.dial(target_of(request["address"]))
+        assert (await late.answer()).status == 400
+        leg = await relay.accept(again)
+        assert (await leg.asked())[1] == LARGE
+        leg.respond(again["id"], 200, b"done")
+        assert (await sender.response())[1] == b"done"
+
+
+async def test_headers_that_no_client_could_read_are_refused() -> None:
+    async with Relay() as relay:
+        await relay.listener()
+        headers = [("X-Long", "\xe4" * 12_000)]
+        await refused(await relay.ask(headers=headers), 431, "The request with its address and headers is too long")
+        await refused(await relay.ask(headers=headers, body=LARGE), 431, "The request with its address and headers")
+        assert relay.counts()["listeners"] == 1 and "http_requests" not in relay.counts()
+
+
+async def test_a_listener_that_does_not_read_delays_requests_and_loses_none() -> None:
+    async with Relay(max_requests=0) as relay:
+        listener = await relay.listener()
+        listener.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        content = bytes(65_536)
+        senders = [await relay.ask(f"/orders/{at}", body=content, method="PUT") for at in range(200)]
+        (channel,) = relay.broker.channels
+        await until(lambda: len(relay.broker.http) == 200)
+        assert channel._transport is not None
+        assert channel._transport.get_write_buffer_size() < 2 * 2**20
+        listener.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        for _ in senders:
+            request, body = await listener.asked()
+            assert body == content
+            listener.respond(request["id"], 200, request["requestTarget"].encode())
+        for at, sender in enumerate(senders):
+            assert (await sender.response())[1] == b"/orders/%d" % at
+
+
+# -- slow and large bodies
+
+
+async def test_a_slow_body_is_fetched() -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        sender = await relay.ask(headers=CHUNKED, method="POST")
+        sender.send(b"3\r\none\r\n")
+        request, _ = await listener.asked()
+        assert list(request) == ["address", "id"]
+        leg = await relay.accept(request)
+        assert json.loads((await leg.frame()).payload)["request"]["body"] is True
+        assert await leg.frame() == Frame(Opcode.BINARY, b"one", False)
+        sender.send(b"3\r\ntwo\r\n")
+        assert await leg.frame() == Frame(Opcode.CONTINUATION, b"two", False)
+        sender.send(b"0\r\nTrailer: x\r\n\r\n")
+        assert await leg.frame() == Frame(Opcode.CONTINUATION, b"", True)
+
+
+async def test_a_chunked_body_that_is_there_at_once_goes_with_its_request() -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        sender = await relay.ask(headers=CHUNKED, method="POST", body=b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n")
+        request, body = await listener.asked()
+        assert body == b"onetwo"
+        listener.respond(request["id"], 200, b"")
+        await sender.response()
+        sender.send(http_request("/orders", [("ServiceBusAuthorization", token()), *CHUNKED], b"0\r\n\r\n"))
+        request, body = await listener.asked()
+        assert (request["body"], body) == (False, None)
+
+
+async def test_a_sender_is_asked_for_its_large_body_when_a_listener_has_come_for_it() -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        headers = [("Expect", "100-continue"), ("Content-Length", str(len(LARGE)))]
+        sender = await relay.ask(headers=headers, method="PUT")
+        request, _ = await listener.asked()
+        assert relay.counts()["http_requests"] == 1
+        leg = await relay.accept(request)
+        assert (await sender.answer()).status == 100
+        sender.send(LARGE)
+        whole, body = await leg.asked()
+        assert body == LARGE and "Expect" not in whole["requestHeaders"]
+
+
+async def test_an_early_answer_arrives_before_the_body_was_read() -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        sender = await relay.ask(headers=[("Content-Length", str(2**30))], method="PUT")
+        request, _ = await listener.asked()
+        leg = await relay.accept(request)
+        await leg.frame()
+        leg.respond(request["id"], 413, b"too much", statusDescription="No")
+        answer, body = await sender.response()
+        assert (answer.status, answer.phrase, body) == (413, "No", b"too much")
+        # It has to go: the rest of its body would be taken for a request.
+        assert answer.all("Connection") == ["close"]
+        assert await closed(leg) == 1000
+        await until(lambda: "http_requests" not in relay.counts())
+
+
+async def test_both_bodies_pass_at_the_same_time() -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        sender = await relay.ask(headers=CHUNKED, method="POST", body=b"")
+        request, _ = await listener.asked()
+        leg = await relay.accept(request)
+        await leg.frame()
+        respond(leg, request["id"])
+        assert (await sender.answer()).status == 200
+        for at in range(5):
+            sender.send(b"1\r\n%d\r\n" % at)
+            piece = await leg.frame()
+            assert piece.payload == b"%d" % at
+            leg.send_frame(Opcode.CONTINUATION if at else Opcode.BINARY, piece.payload * 2, fin=False)
+            assert await sender.chunk() == b"%d%d" % (at, at)
+        sender.send(b"0\r\n\r\n")
+        assert (await leg.frame()).fin
+        leg.send_frame(Opcode.CONTINUATION, b"")
+        assert await sender.chunk() == b""
+        assert await closed(leg) == 1000
+
+
+async def test_a_malformed_body_is_refused_and_its_listener_told() -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        sender = await relay.ask(headers=CHUNKED, method="POST", body=b"zz\r\n")
+        await refused(sender, 400, "")
+        sender = await relay.ask(headers=CHUNKED, method="POST", body=b"1\r\na\r\n")
+        request, _ = await listener.asked()
+        leg = await relay.accept(request)
+        await leg.frame()
+        sender.send(b"zz\r\n")
+        await refused(sender, 400, "")
+        assert await closed(leg) == 1001
+
+
+async def test_a_sender_that_sends_faster_than_the_listener_reads_is_held_up() -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        size = 64 * 2**20
+        sender = await relay.ask(headers=[("Content-Length", str(size))], method="PUT")
+        request, _ = await listener.asked()
+        leg = await relay.accept(request)
+        leg.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        piece = bytes(2**20)
+        for _ in range(64):
+            sender.send(piece)
+        await held_up(sender)
+        (http_leg,) = relay.broker.http._legs
+        assert http_leg._transport is not None
+        assert http_leg._transport.get_write_buffer_size() < 2 * 2**20
+        leg.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        assert json.loads(await leg.message())["request"]["method"] == "PUT"
+        got = 0
+        while not (piece_of_it := await leg.frame()).fin:
+            got += len(piece_of_it.payload)
+        assert got + len(piece_of_it.payload) == size
+
+
+async def test_a_listener_that_sends_faster_than_the_sender_reads_is_held_up() -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        sender, leg, _ = await begun(relay, listener)
+        sender.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        piece = bytes(2**20)
+        for at in range(64):
+            leg.send_frame(Opcode.CONTINUATION, piece, fin=at == 63)
+        await held_up(leg)
+        (protocol,) = relay.frontend.connections
+        assert protocol._transport is not None
+        assert protocol._transport.get_write_buffer_size() < 2 * 2**20
+        # That is not idle.
+        relay.pass_time(20)
+        sender.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        size = 0
+        while chunk := await sender.chunk():
+            size += len(chunk)
+        assert size == 64 * 2**20
+
+
+async def held_up(peer: Peer) -> None:
+    """What a peer still has to send has become no less for a while: nobody reads it."""
+    left, same = -1, 0
+    async with asyncio.timeout(5):
+        while same < 20:
+            now = peer.writer.transport.get_write_buffer_size()
+            left, same = now, same + 1 if now == left else 0
+            await asyncio.sleep(0.005)
+    assert left > 2**20
+
+
+# -- answers by rendezvous
+
+
+async def test_a_listener_answers_a_small_request_by_its_address() -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        sender = await relay.ask(method="POST", body=b"small")
+        request, body = await listener.asked()
+        assert body == b"small"
+        leg = await relay.accept(request)
+        leg.respond(request["id"], 200, LARGE, headers={"Content-Length": "3", "X": "1"})
+        answer, content = await sender.response()
+        assert (content, answer.all("X"), answer.all("Content-Length")) == (LARGE, ["1"], [])
+        assert await closed(leg) == 1000
+        await leg.leave()
+        await until(lambda: relay.counts() == {"listeners": 1, "channels": 1, "handshakes": 1})
+
+
+async def test_a_stray_empty_message_at_the_rendezvous_is_no_violation() -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        sender = await relay.ask(method="HEAD")
+        request, _ = await listener.asked()
+        leg = await relay.accept(request)
+        leg.respond(request["id"], 200)
+        leg.send_frame(Opcode.BINARY, b"")
+        assert (await sender.answer()).status == 200
+        assert await closed(leg) == 1000
+
+
+async def test_a_close_in_the_middle_of_the_body_is_its_end() -> None:
+    """Java sends no last fragment."""
+    async with Relay() as relay:
+        listener = await relay.listener()
+        sender, leg, _ = await begun(relay, listener)
+        leg.send_close(1000)
+        assert await sender.chunk() == b""
+        sender.send(http_request("/orders", [("ServiceBusAuthorization", token())]))
+        await answered(listener, sender)
+
+
+@pytest.mark.parametrize("end", ["reset", "close with an error", "leave"])
+async def test_a_listener_that_is_gone_within_its_answer_cuts_the_sender(end: str) -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        sender, leg, _ = await begun(relay, listener)
+        if end == "reset":
+            leg.reset()
+        elif end == "leave":
+            await leg.leave()
+        else:
+            leg.send_close(1011, "failed")
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await sender.chunk()
+
+
+async def test_a_listener_that_closes_the_rendezvous_without_an_answer() -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        sender = await relay.ask()
+        leg = await relay.accept((await listener.asked())[0])
+        leg.send_close(1000)
+        await refused(sender, 502, "ConnectionLost: The listener closed the rendezvous")
+
+
+async def test_an_address_is_good_once() -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        sender, leg, id = await begun(relay, listener)
+        again = await relay.dial(f"/$hc/orders?sb-hc-action=request&sb-hc-id={id}&sb-hc-rendezvous={secret_of(relay)}")
+        assert (await again.answer()).status == 403
+        leg.send_frame(Opcode.CONTINUATION, b"")
+        assert await sender.chunk() == b""
+
+
+def secret_of(relay: Relay) -> str:
+    (secret,) = relay.broker.http._by_secret
+    return secret
+
+
+async def test_a_subprotocol_that_the_listener_asks_for_is_granted() -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        await relay.ask()
+        request, _ = await listener.asked()
+        leg = await relay.dial_accept(request, [("Sec-WebSocket-Protocol", "one, two")])
+        assert (await leg.answer()).all("Sec-WebSocket-Protocol") == ["one"]
+
+
+async def test_a_listener_without_its_control_channel_may_finish_its_answer() -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        sender, leg, _ = await begun(relay, listener)
+        listener.reset()
+        await until(lambda: not relay.broker.channels)
+        leg.send_frame(Opcode.CONTINUATION, b"rest")
+        assert [await sender.chunk(), await sender.chunk()] == [b"rest", b""]
+
+
+# -- responses that answer nothing
+
+
+async def test_responses_that_nobody_waits_for_are_ignored(caplog: pytest.LogCaptureFixture) -> None:
+    async with Relay([namespace(), hybrid_connection(), hybrid_connection("other")]) as relay:
+        listener, stranger = await relay.listener(), await relay.listener("other")
+        sender = await relay.ask()
+        request, _ = await listener.asked()
+        with caplog.at_level(logging.DEBUG, "trunkline.relay"):
+            listener.respond("nobody", 200, b"unknown")
+            stranger.respond(request["id"], 200, b"not its own")
+            await until(lambda: sum("ignored the response" in record.message for record in caplog.records) == 2)
+        listener.respond(request["id"], 200, b"first")
+        listener.respond(request["id"], 200, b"second")
+        assert (await sender.response())[1] == b"first"
+        sender.send(http_request("/orders", [("ServiceBusAuthorization", token())]))
+        await answered(listener, sender)
+
+
+async def test_a_sender_that_leaves_harms_nobody() -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        sender = await relay.ask()
+        request, _ = await listener.asked()
+        sender.reset()
+        await until(lambda: "http_requests" not in relay.counts())
+        listener.respond(request["id"], 200, b"too late")
+        await answered(listener, await relay.ask())
+
+
+def looked(relay: Relay) -> bool:
+    """The relay has looked after senders that it does not read, as it does once a second."""
+    relay.pass_time(0.01)
+    return True
+
+
+async def test_a_listener_that_comes_too_late_is_let_in_and_told_so() -> None:
+    """A refused handshake ends the process of a hyco-https listener."""
+    async with Relay() as relay:
+        listener = await relay.listener()
+        for body in (b"", LARGE):
+            sender = await relay.ask(body=body)
+            request, _ = await listener.asked()
+            sender.reset()
+            await until(lambda: looked(relay) and "http_requests" not in relay.counts())
+            leg = await relay.accept(request)
+            leg.respond(request["id"], 200, b"too late")
+            assert await closed(leg) == 1001
+            await leg.leave()
+            again = await relay.dial_accept(request)
+            assert (await again.answer()).status == 400
+        await until(lambda: not relay.broker.http.rendezvous)
+
+
+async def test_only_so_many_addresses_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_relay, "REMEMBERED", 3)
+    async with Relay() as relay:
+        listener = await relay.listener()
+        requests = []
+        for _ in range(5):
+            sender = await relay.ask()
+            requests.append((await listener.asked())[0])
+            sender.reset()
+            await until(lambda: "http_requests" not in relay.counts())
+        answers = [(await (await relay.dial_accept(request)).answer()).status for request in requests]
+        assert answers == [400, 400, 101, 101, 101]
+
+
+@pytest.mark.parametrize("when", ["upload", "answer"])
+async def test_a_listener_at_the_rendezvous_is_told_that_the_sender_left(when: str) -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        if when == "answer":
+            sender, leg, _ = await begun(relay, listener)
+        else:
+            sender = await relay.ask(headers=[("Content-Length", "100000")], body=b"x", method="PUT")
+            leg = await relay.accept((await listener.asked())[0])
+            await leg.frame()
+        sender.reset()
+        assert await closed(leg) == 1001
+        await leg.leave()
+        await until(lambda: relay.counts() == {"listeners": 1, "channels": 1})
+
+
+# -- time
+
+
+async def test_a_listener_that_does_not_answer_in_time() -> None:
+    async with Relay(response_timeout=5) as relay:
+        listener = await relay.listener()
+        sender = await relay.ask()
+        request, _ = await listener.asked()
+        relay.pass_time(4.9)
+        assert relay.counts()["http_requests"] == 1
+        relay.pass_time(0.2)
+        words = "The request was routed to the listener but the listener did not respond in the required time"
+        error = await refused(sender, 504, words)
+        assert error["code"] == "GatewayTimeout"
+        listener.respond(request["id"], 200, b"late")
+        sender.send(http_request("/orders", [("ServiceBusAuthorization", token())]))
+        await answered(listener, sender)
+
+
+async def test_without_a_limit_a_listener_has_all_the_time() -> None:
+    async with Relay(response_timeout=0, control_idle_timeout=0) as relay:
+        listener = await relay.listener()
+        sender = await relay.ask()
+        request, _ = await listener.asked()
+        relay.pass_time(2_000)
+        listener.respond(request["id"], 200, b"at last")
+        assert (await sender.response())[1] == b"at last"
+
+
+async def test_a_listener_that_lets_two_addresses_expire_is_passed_over() -> None:
+    async with Relay(response_timeout=5) as relay:
+        first, second = await relay.listener(), await relay.listener()
+        one = await relay.ask(body=LARGE)
+        await first.asked()
+        relay.pass_time(5)
+        await refused(one, 504, "The request was routed to the listener")
+        two = await relay.ask(body=LARGE)
+        await first.asked()
+        relay.pass_time(5)
+        request, _ = await second.asked()
+        leg = await relay.accept(request)
+        assert (await leg.asked())[1] == LARGE
+        leg.respond(request["id"], 200, b"done")
+        assert (await two.response())[1] == b"done"
+
+
+async def test_a_body_that_stops_coming_is_given_up() -> None:
+    async with Relay(body_idle_timeout=5) as relay:
+        listener = await relay.listener()
+        sender = await relay.ask(headers=[("Content-Length", "100000")], body=b"x", method="PUT")
+        leg = await relay.accept((await listener.asked())[0])
+        await leg.frame()
+        await leg.frame()
+        relay.pass_time(5)
+        await refused(sender, 408, "Nothing of the request body arrived for 5 s")
+        assert await closed(leg) == 1001
+
+
+async def test_a_response_that_stops_coming_is_cut() -> None:
+    async with Relay(body_idle_timeout=5) as relay:
+        listener = await relay.listener()
+        sender, leg, _ = await begun(relay, listener)
+        relay.pass_time(4)
+        leg.send_frame(Opcode.CONTINUATION, b"more", fin=False)
+        assert await sender.chunk() == b"more"
+        relay.pass_time(4)
+        relay.pass_time(1)
+        assert await closed(leg) == 1001
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await sender.chunk()
+
+
+async def test_a_rendezvous_on_which_nothing_is_said_is_pinged() -> None:
+    async with Relay(ping_interval=10, response_timeout=0) as relay:
+        listener = await relay.listener()
+        await relay.ask()
+        leg = await relay.accept((await listener.asked())[0])
+        relay.pass_time(10)
+        assert (await leg.frame()).opcode is Opcode.PING
+
+
+# -- when its ground goes
+
+
+async def test_requests_end_with_their_entity() -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        waiting = await relay.ask()
+        await listener.asked()
+        sender, leg, _ = await begun(relay, listener)
+        relay.remove(ORDERS)
+        await refused(waiting, 404, "Endpoint does not exist")
+        assert await closed(leg) == 1001
+        assert await sender.is_cut()
+        await until(lambda: "http_requests" not in relay.counts())
+
+
+async def test_requests_end_with_the_rule_that_let_them_in() -> None:
+    sends = Rule("Sends", frozenset({Right.SEND}), primary_key="send-key", secondary_key="other")
+    async with Relay([namespace(), hybrid_connection(rules=(sends,))]) as relay:
+        listener = await relay.listener()
+        mine = await relay.ask(signature=token(rule="Sends", key="send-key"))
+        other = await relay.ask()
+        await listener.asked()
+        request, _ = await listener.asked()
+        relay.put(hybrid_connection())
+        await refused(mine, 401, "AuthorizationFailed: The key or rule of the token was removed")
+        listener.respond(request["id"], 200, b"still here")
+        assert (await other.response())[1] == b"still here"
+
+
+async def test_requests_in_flight_finish_while_the_node_drains() -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        sender = await relay.ask()
+        request, _ = await listener.asked()
+        relay.broker.draining = True
+        await refused(await relay.ask(), 503, "ServerBusy: The relay is shutting down")
+        leg = await relay.accept(request)
+        leg.respond(request["id"], 200, LARGE)
+        assert (await sender.response())[1] == LARGE
+        assert await closed(leg) == 1000
+
+
+async def test_requests_are_refused_when_their_listeners_are_sent_away() -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        sender = await relay.ask()
+        await listener.asked()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(relay.broker.close_channels(ServerBusy(), timeout=5.0))
+            await refused(sender, 503, "ServerBusy: The relay is shutting down")
+            assert (await listener.frame()).close.code == 1001
+            listener.send_close(1001)
+            await listener.leave()
+
+
+async def test_after_a_restart_a_request_waits_for_the_listeners_on_their_way_back() -> None:
+    async with Relay() as relay:
+        relay.broker.patient_until = relay.clock() + 5
+        sender = await relay.ask()
+        await until(lambda: relay.counts().get("http_requests"))
+        listener = await relay.listener()
+        await answered(listener, sender)
+        await listener.leave()
+        await until(lambda: not relay.broker.channels)
+        other = await relay.ask()
+        await until(lambda: relay.counts().get("http_requests"))
+        relay.clock.now += 6
+        await refused(other, 504, "There are no listeners connected for the endpoint")
+
+
+async def test_a_sender_that_leaves_while_its_request_waits_is_forgotten() -> None:
+    async with Relay() as relay:
+        relay.broker.patient_until = relay.clock() + 5
+        sender = await relay.ask()
+        await until(lambda: relay.counts().get("http_requests"))
+        sender.reset()
+        await until(lambda: not relay.counts())
+
+
+async def test_what_is_known_of_a_request_is_shown_without_its_content() -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        await relay.ask("/orders/secret?secret", [("Cookie", "secret")], body=b"secret")
+        await listener.asked()
+        (relayed,) = relay.broker.http._in_flight.values()
+        assert "TOLD" in repr(relayed) and "secret" not in repr(relayed)
+        assert repr(relay.broker.http) == "<HttpRelays in_flight=1 rendezvous=0>"
+        assert relay.broker.http.by_entity() == {ORDERS.lower(): 1}
+
+
+async def test_a_small_body_is_waited_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_relay, "BODY_PATIENCE", 60.0)
+    assert relayed_http.BODY_PATIENCE < 1
+    async with Relay() as relay:
+        listener = await relay.listener()
+        sender = await relay.ask(headers=[("Content-Length", "6")], body=b"one", method="PUT")
+        await until(lambda: relay.counts().get("http_requests"))
+        sender.send(b"two")
+        assert (await listener.asked())[1] == b"onetwo"

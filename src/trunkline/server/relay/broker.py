@@ -402,6 +402,8 @@ class Broker:
                 self.spawn(self.directory.take_limits(entity, limits))
 
     def _end_entity(self, entity: str, error: RelayError) -> None:
+        # First: for a request, a listener that is gone is another reason.
+        self.http.withdraw(lambda admitted: admitted.entity.key == entity, error)
         for channel in list(self.channels):
             if channel.facts.entity == entity:
                 channel.close(error, loss=False)
@@ -409,7 +411,6 @@ class Broker:
         for meeting in list(self._meetings.values()):
             if meeting.offer.entity == entity:
                 meeting.refuse(error)
-        self.http.withdraw(lambda admitted: admitted.entity.key == entity, error)
 
     def _end_revoked(self, scope: str) -> None:
         """End what a rule of this entity let in and would let in no more."""

@@ -430,11 +430,17 @@ class HttpRelay:
         journal.request_answered(self._record, head.status)
         self._record.to_sender = len(body)
         journal.request_ended(self._record)
+        self._end_connection_if_early()
         if head.is_bodyless:
             exchange.begin(head.status, head.phrase, head.headers, head.announced)
             exchange.end()
         else:
             exchange.respond(head.status, head.phrase, headers=head.headers, body=body, content_type=None)
+
+    def _end_connection_if_early(self) -> None:
+        """Let nothing follow an answer that comes before the request is whole: its rest may never be read."""
+        if not self._machine.body_is_whole:
+            self.exchange.end_connection()
 
     def _refuse(self, error: RelayError) -> None:
         """The relay's own answer."""
@@ -449,6 +455,7 @@ class HttpRelay:
         self._relays.broker.journal.request_answered(self._record, head.status)
         exchange.on_congested = self._sender_is_congested
         exchange.on_relieved = self._sender_is_relieved
+        self._end_connection_if_early()
         exchange.begin(head.status, head.phrase, head.headers, None)
 
     def _answer_listener(self) -> None:
