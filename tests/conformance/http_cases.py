@@ -28,6 +28,8 @@ class HttpCase(NamedTuple):
     requests: tuple[Read, ...] = ()
     #: Of the refusal behind them; None when nothing is refused.
     refused: int | None = None
+    #: False where a node gives it to no listener, because it names no host.
+    names_host: bool = True
 
     @property
     def answers(self) -> int:
@@ -105,7 +107,7 @@ def _request_lines() -> Iterator[HttpCase]:
     yield HttpCase("a byte that is no ASCII in the target", _line(b"GET /\xc3\xbc HTTP/1.1"), "3.2", refused=400)
     yield HttpCase("a target that never ends", b"GET /" + b"a" * 40_000, "3", refused=414)
     yield HttpCase("HTTP/1.0", _line(b"GET /a HTTP/1.0"), "2.3", good)
-    yield HttpCase("HTTP/1.0 without a Host", _headers(line=b"GET /a HTTP/1.0", host=b""), "3.2", good)
+    yield HttpCase("HTTP/1.0 without a Host", _headers(line=b"GET /a HTTP/1.0", host=b""), "3.2", good, None, False)
     yield HttpCase("no version, as in HTTP/0.9", b"GET /a\r\n\r\n", "2.3", refused=400)
     yield HttpCase("HTTP/0.9 by name", _line(b"GET /a HTTP/0.9"), "2.3", refused=505)
     yield HttpCase("HTTP/1.2", _line(b"GET /a HTTP/1.2"), "2.3", refused=505)
@@ -143,7 +145,7 @@ def _header_lines() -> Iterator[HttpCase]:
     yield HttpCase("no Host", _headers(host=b""), "3.2", refused=400)
     yield HttpCase("two Hosts", _headers(b"Host: x"), "3.2", refused=400)
     yield HttpCase("two Hosts, both empty", _headers(b"Host:", host=b"Host:\r\n"), "3.2", refused=400)
-    yield HttpCase("an empty Host", _headers(host=b"Host:\r\n"), "3.2", good)
+    yield HttpCase("an empty Host", _headers(host=b"Host:\r\n"), "3.2", good, None, False)
     for name, rule, line in (
         ("a space ahead of the colon", "5.1", b"A : b"),
         ("a tab ahead of the colon", "5.1", b"A\t: b"),
@@ -315,8 +317,8 @@ def _chunks() -> Iterator[HttpCase]:
 
 def _pipelines() -> Iterator[HttpCase]:
     get = Read("GET", "/a")
-    three = tuple(Read("GET", f"/{n}") for n in range(3))
-    sent = b"".join(_line(b"GET /%d HTTP/1.1" % n) for n in range(3))
+    three = tuple(Read("GET", f"/a?{n}") for n in range(3))
+    sent = b"".join(_line(b"GET /a?%d HTTP/1.1" % n) for n in range(3))
     yield HttpCase("three requests at once", sent, "9.3.2", three)
     sent = _line(b"GET /a HTTP/1.1") + b"\r\n" + _NEXT
     yield HttpCase("empty lines between two", sent, "2.2", (get, _FOLLOWING))

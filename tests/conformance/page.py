@@ -53,8 +53,9 @@ A request that is malformed must be refused, and reach no listener. And nobody m
 is the body of one for the relay, and a request of its own for somebody else, is how requests are smuggled. So each case
 below is the beginning of a connection to a node's port, sent at once and in pieces of three bytes. What is handed on
 must be the requests that the table names, with exactly their bodies, and the refusal must have the status that it
-names, with the connection closed behind it. The same bytes are read by [h11](https://h11.readthedocs.io): what both
-read must be the same, request by request, and where one reads more than the other, the other must have refused.
+names, with the connection closed behind it; and a listener behind a whole node hears of them and of nothing else. The
+same bytes are read by [h11](https://h11.readthedocs.io): what both read must be the same, request by request, and where
+one reads more than the other, the other must have refused.
 
 The rules are those of [RFC 9112](https://www.rfc-editor.org/rfc/rfc9112); sections of another RFC have its number
 ahead. The cases are in `tests/conformance/http_cases.py`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from conformance.http_cases import GROUPS
-from conformance.http_ends import read_by_front, read_by_h11
+from conformance.http_ends import Outcome, as_heard, listening, read_by_front, read_by_h11
 
 CASES = [case for group in GROUPS.values() for case in group]
 
@@ -14,7 +14,7 @@ CASES = [case for group in GROUPS.values() for case in group]
 @pytest.mark.loop("uvloop")
 async def test_front_reads_the_requests_of_a_case_and_refuses_what_is_malformed(group: str) -> None:
     for case in GROUPS[group]:
-        assert await read_by_front(case.sent, answers=case.answers) == (case.requests, case.refused), case.name
+        assert await read_by_front(case.sent, answers=case.answers) == Outcome(case.requests, case.refused), case.name
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -22,9 +22,17 @@ async def test_front_reads_the_requests_of_a_case_and_refuses_what_is_malformed(
 async def test_front_reads_the_same_when_it_comes_a_few_bytes_at_a_time(group: str) -> None:
     for case in GROUPS[group]:
         if len(case.sent) < 1_000:
-            assert await read_by_front(case.sent, answers=case.answers, pieces=3) == (case.requests, case.refused), (
-                case.name
-            )
+            outcome = await read_by_front(case.sent, answers=case.answers, pieces=3)
+            assert outcome == Outcome(case.requests, case.refused), case.name
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.loop("uvloop")
+async def test_listener_hears_of_the_requests_and_of_nothing_that_is_malformed(group: str) -> None:
+    async with listening() as listener:
+        for case in GROUPS[group]:
+            expected = as_heard(case.requests) if case.names_host else ()
+            assert await listener.hear(case.sent, answers=case.answers) == expected, case.name
 
 
 def test_h11_reads_the_same_requests_or_somebody_refuses() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fuzz import frame_targets, proxy_targets, text_targets
+from fuzz import frame_targets, http_targets, proxy_targets, text_targets
 from fuzz.text_targets import SECRET
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -98,6 +98,18 @@ _REQUEST = b"\x81\x47" + b'{"request":{"address":"wss://h/?","id":"i","method":"
 def _words(text: str) -> tuple[bytes, ...]:
     return tuple(word.encode() for word in text.split())
 
+
+_CHUNK_WORDS = (
+    *_words('0 5 a F 00 0x5 -1 ffffffffffffffff 7fffffff ; ;a=b ;a="b" A: b : hello'),
+    b"\r\n",
+    b"\r",
+    b"\n",
+    b"0\r\n\r\n",
+    b"1\r\nz\r\n",
+    b" ",
+    b"\x00",
+    b"\xff",
+)
 
 _ALL = (
     Target(
@@ -232,6 +244,36 @@ _ALL = (
             b"\x00",
             b"\xff",
             _KEY,
+        ),
+    ),
+    Target(
+        "http_body",
+        http_targets.http_body,
+        (b"5\r\nhello\r\n0\r\n\r\nGET", b'a;b="c"\r\n0123456789\r\n000\r\nA: b\r\nC:\r\n\r\n'),
+        _CHUNK_WORDS,
+    ),
+    Target(
+        "http_connection",
+        http_targets.http_connection,
+        (
+            b"GET /a?b HTTP/1.1\r\nHost: h\r\n\r\nGET /c HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\nGET /d",
+            b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhelloGET /b HTTP/1.0\r\n\r\n",
+            b"PUT /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n"
+            b"5\r\nhello\r\n0\r\n\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n",
+        ),
+        (
+            *_CHUNK_WORDS,
+            *_words("GET POST HEAD CONNECT HTTP/1.1 HTTP/1.0 HTTP/1.2 / * http://h/ Host: h Content-Length: 0 5 +5"),
+            *_words(
+                "Transfer-Encoding: chunked Chunked identity gzip Connection: close keep-alive Upgrade: websocket h2c"
+            ),
+            b"Content-Length: 5\r\n",
+            b"Transfer-Encoding: chunked\r\n",
+            b"Host: h\r\n",
+            b"GET /b HTTP/1.1\r\nHost: h\r\n\r\n",
+            b" HTTP/1.1\r\n",
+            b"\t",
+            b"\x0b",
         ),
     ),
     Target(
