@@ -239,7 +239,7 @@ class HttpRequest:
     @property
     def length(self) -> int | None:
         """Bytes of the body that are still to be read; None while they are not known, because it is on its way."""
-        return len(self._body) if self._leg is None else None
+        return len(self._body) if self._source is None else None
 
     @property
     def disconnected(self) -> asyncio.Future[None]:
@@ -260,7 +260,7 @@ class HttpRequest:
     @property
     def body_length(self) -> int | None:
         """Bytes of the body before any of it is read: 0 for none; None while it streams, and its length is unknown."""
-        return len(self._body) if self._leg is None else None
+        return len(self._body) if self._source is None else None
 
     async def read(self, limit: int = READ_LIMIT) -> bytes:
         """The rest of the body; ``b""`` when all of it was read.
