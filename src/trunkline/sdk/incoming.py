@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, Mapping
 from typing import NamedTuple
 
 from trunkline.protocol import urls
@@ -24,6 +24,9 @@ class CaseInsensitiveHeaders(Mapping[str, str]):
 
     def __len__(self) -> int:
         return len(self._headers)
+
+    def items(self) -> ItemsView[str, str]:
+        return dict(self._headers.values()).items()  # in one step: hosted applications read all of them each time
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and name.lower() in self._headers

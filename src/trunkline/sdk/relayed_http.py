@@ -242,6 +242,11 @@ class HttpRequest:
         return len(self._body) if self._source is None else None
 
     @property
+    def is_disconnected(self) -> bool:
+        """Whether `disconnected` is done."""
+        return self._gone
+
+    @property
     def disconnected(self) -> asyncio.Future[None]:
         """Done when nobody waits for the answer any more: the sender or the relay is gone.
 

@@ -56,6 +56,10 @@ class Asked:
     def as_request(self) -> HttpRequest:
         return cast(HttpRequest, self)
 
+    @property
+    def is_disconnected(self) -> bool:
+        return self.disconnected.done()
+
     def leave(self) -> None:
         """The sender goes."""
         self.disconnected.set_result(None)
@@ -74,12 +78,15 @@ class Asked:
         return self
 
     async def write(self, data: bytes) -> None:
+        assert type(data) is bytes
         await self.taking.wait()
         if self.disconnected.done():
             raise ConnectionLost("The sender has left")
-        self.written.append(data)
+        if data:
+            self.written.append(data)
 
-    async def end(self) -> None:
+    async def end(self, data: bytes = b"") -> None:
+        await self.write(data)
         self.ended = True
 
     def abort(self) -> None:

@@ -14,7 +14,7 @@ from trunkline.sdk.asgi.scopes import Application, Message, Mount, Receive, Scop
 START: Message = {"type": "http.response.start", "status": 200, "headers": [(b"x-a", b"1"), (b"x-a", b"2")]}
 
 
-def body(data: bytes = b"", *, more: bool = False) -> Message:
+def body(data: bytes | memoryview = b"", *, more: bool = False) -> Message:
     return {"type": "http.response.body", "body": data, "more_body": more}
 
 
@@ -47,7 +47,7 @@ async def test_body_comes_in_pieces_and_the_answer_goes_in_pieces() -> None:
         while more:
             got.append(message := await receive())
             more = message["more_body"]
-            await send(body(message["body"].upper(), more=more))
+            await send(body(memoryview(message["body"].upper()), more=more))
 
     asked = Asked("POST", body=[b"one", b"two"])
     assert await run(application(work), asked) == [(200, 6)]

@@ -21,8 +21,10 @@ _PIECE = 65_536
 
 def must_be_collected(request: HttpRequest) -> bool:
     """Whether a framework may need the length of this body before it reads it."""
+    if request.length is not None:
+        return False
     content_type = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    return content_type == "multipart/form-data" and request.length is None
+    return content_type == "multipart/form-data"
 
 
 class CollectedForm:

@@ -197,6 +197,8 @@ class AsgiHost:
 
     def _answered(self, request: HttpRequest, scope: Scope, begun: float) -> Callable[[int, int], None]:
         def answered(status: int, sent: int) -> None:
+            if self._on_served is None:
+                return
             target = _target(scope["path"], scope["query_string"])
             self._served(Served(request.method, target, status, time.monotonic() - begun, sent, _remote(request)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 
 from trunkline.protocol.errors import RelayError
 from trunkline.sdk.asgi.scopes import Application, Message, Scope
@@ -33,7 +33,8 @@ class HttpExchange:
         self._request = request
         self._answered = answered
         self._received = request if body is None else body
-        self._pieces = aiter(self._received)
+        # Made with the first look at the body: most requests have none.
+        self._pieces: AsyncIterator[bytes] | None = None
         self._body_ended = False
         # Applications may wait for the next event twice at a time; the body is read once.
         self._reading = asyncio.Lock()
@@ -43,17 +44,19 @@ class HttpExchange:
         self._sent = 0
         # What is missing of the Content-Length that the application gave; None where it gave none, or no body follows.
         self._missing: int | None = None
-        # Done when the answer is: whole, or given up.
-        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # The answer is whole, or given up.
+        self._is_over = False
+        # Done then; made when somebody waits for it.
+        self._over: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
-        state = "answered" if self._over.done() else "answering" if self._writer else "asked"
+        state = "answered" if self._is_over else "answering" if self._writer else "asked"
         return f"<HttpExchange {self._request.method} {state} status={self._status} sent={self._sent}>"
 
     @property
     def is_unanswered(self) -> bool:
         """Whether the sender went before anything of an answer."""
-        return self._over.done() and self._writer is None
+        return self._is_over and self._writer is None
 
     async def run(self, app: Application, scope: Scope) -> None:
         """Run the application to its end. What it does wrong is logged, and the sender gets 500 or a cut answer."""
@@ -69,19 +72,24 @@ class HttpExchange:
             self._end(cut=True)
             raise
         else:
-            if not self._over.done() and not self._gone:
+            if not self._is_over and not self._gone:
                 log.error("%r: the application returned without a whole answer", self)
             await self._give_up()
 
     async def receive(self) -> Message:
         """What happens next: a piece of the body, or the end of the exchange."""
         async with self._reading:
-            if not self._body_ended and not self._over.done():
+            if not self._body_ended and not self._is_over:
                 return await self._next_piece()
-        await asyncio.wait([self._request.disconnected, self._over], return_when=asyncio.FIRST_COMPLETED)
+        if not self._is_over:
+            if self._over is None:
+                self._over = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._request.disconnected, self._over], return_when=asyncio.FIRST_COMPLETED)
         return {"type": "http.disconnect"}
 
     async def _next_piece(self) -> Message:
+        if self._pieces is None:
+            self._pieces = aiter(self._received)
         try:
             return {"type": "http.request", "body": await anext(self._pieces), "more_body": True}
         except StopAsyncIteration:
@@ -91,7 +99,7 @@ class HttpExchange:
             self._body_ended = True
             return {"type": "http.disconnect"}
         except asyncio.CancelledError:  # frameworks look whether there is an event, and go on without one
-            self._pieces = aiter(self._received)
+            self._pieces = None
             raise
 
     async def send(self, message: Message) -> None:
@@ -106,7 +114,7 @@ class HttpExchange:
                 await self._start(message)
             else:
                 _expect(kind, "http.response.body")
-                if self._over.done():
+                if self._is_over:
                     raise RuntimeError("The answer is whole already, and more of its body comes")
                 await self._body(self._writer, message.get("body", b""), more=message.get("more_body", False))
         except (RelayError, OSError):
@@ -127,21 +135,24 @@ class HttpExchange:
             if self._missing < 0 or (self._missing and not more):
                 wrong = "longer" if self._missing < 0 else "shorter"
                 raise RuntimeError(f"The body of the answer is {wrong} than its Content-Length")
-        if data:
+        if type(data) is not bytes:  # bytearray and memoryview are used too
+            data = bytes(data)
+        if more:
             await writer.write(data)
             self._sent += len(data)
-        if not more:
-            await writer.end()
+        else:
+            await writer.end(data)
+            self._sent += len(data)
             self._end()
 
     @property
     def _gone(self) -> bool:
         """The sender does not wait for the answer any more."""
-        return self._request.disconnected.done() and not self._over.done()
+        return self._request.is_disconnected and not self._is_over
 
     async def _give_up(self) -> None:
         """End an answer that is not whole: with 500 while nothing of it was sent, else by cutting it."""
-        if self._over.done():
+        if self._is_over:
             return
         if self._writer is None and not self._gone:
             try:
@@ -157,11 +168,13 @@ class HttpExchange:
         self._end(cut=True)
 
     def _end(self, *, cut: bool = False) -> None:
-        if self._over.done():
+        if self._is_over:
             return
         if cut and self._writer is not None:
             self._writer.abort()
-        self._over.set_result(None)
+        self._is_over = True
+        if self._over is not None:
+            self._over.set_result(None)
         self._answered(self._status, self._sent)
 
 

@@ -10,8 +10,10 @@ A framework makes links from `root_path`, and looks for its routes in what is be
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -33,6 +35,10 @@ HTTP_SPEC = "2.3"
 WEBSOCKET_SPEC = "2.4"
 #: What RFC 3986 lets stand in a path; `%` because escapes that the relay has left are escapes.
 _SAFE_IN_PATH = "/%:@!$&'()*+,;=~"
+#: Characters of a name, of a host or of a header, that is remembered: what nobody uses costs no memory.
+_LONGEST_NAME = 255
+#: A path that is the same decoded and encoded.
+_PLAIN_PATH = re.compile(r"[-/.\w:@!$&'()*+,;=~]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -81,17 +87,21 @@ class Mount:
         state: Mapping[str, Any],
     ) -> dict[str, Any]:
         root_path = self._root_path(headers)
-        raw_path = quote(f"{root_path}/{suffix}", safe=_SAFE_IN_PATH)
+        default = 443 if self.endpoint.secure else 80
+        path = raw_path = f"{root_path}/{suffix}"
+        if not _PLAIN_PATH.fullmatch(path):
+            path, raw_path = f"{root_path}/{unquote(suffix)}", quote(path, safe=_SAFE_IN_PATH)
         return {
             "type": kind,
             "asgi": {"version": "3.0", "spec_version": spec},
             "http_version": "1.1",
             "root_path": root_path,
-            "path": f"{root_path}/{unquote(suffix)}",
+            "path": path,
             "raw_path": raw_path.encode(),
             "query_string": query.encode(),
             "headers": header_bytes(headers.items()),
-            "server": self._server(headers.get("Host", "")),
+            "server": _host_and_port(headers.get("Host", "")[:_LONGEST_NAME], default)
+            or (self.endpoint.host, self.endpoint.port or default),
             # A copy for each request, as the specification wants it.
             "state": dict(state),
         }
@@ -101,21 +111,28 @@ class Mount:
             return self.root_path
         return "" if headers.get(PREFIX_HEADER) == "/" else f"/{self.endpoint.path}"
 
-    def _server(self, host: str) -> tuple[str, int]:
-        """What the sender calls the relay; without a Host that can be read, what the listener calls it."""
-        default = 443 if self.endpoint.secure else 80
-        try:
-            name = urlsplit(f"//{host}")
-            if name.hostname:
-                return name.hostname, name.port or default
-        except ValueError:
-            pass
-        return self.endpoint.host, self.endpoint.port or default
+
+@lru_cache(maxsize=256)
+def _host_and_port(host: str, default_port: int) -> tuple[str, int] | None:
+    """A Host header; None where it cannot be read."""
+    try:
+        name = urlsplit(f"//{host}")
+        return (name.hostname, name.port or default_port) if name.hostname else None
+    except ValueError:
+        return None
 
 
 def header_bytes(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
     """Headers as ASGI has them: names in lower case, values as the bytes that the sender wrote (mostly Latin-1)."""
-    return [(_latin_1(name.lower()), _latin_1(value)) for name, value in headers]
+    return [
+        (_name(name) if len(name) <= _LONGEST_NAME else _latin_1(name.lower()), _latin_1(value))
+        for name, value in headers
+    ]
+
+
+@lru_cache(maxsize=1024)
+def _name(name: str) -> bytes:
+    return _latin_1(name.lower())
 
 
 def _latin_1(text: str) -> bytes:
