@@ -6,6 +6,8 @@ import asyncio
 import logging
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +15,7 @@ import typer
 
 from trunkline.cli import asgi_application, credentials
 from trunkline.cli.event_loop import run
-from trunkline.cli.failure import Failure, harmless, usage
+from trunkline.cli.failure import Failure, usage
 from trunkline.cli.reload import end_with_parent, run_again_on_change
 
 if TYPE_CHECKING:
@@ -127,32 +129,59 @@ def command(
             task = asyncio.current_task()
             assert task is not None
             end_with_parent(task.cancel)
-        host = AsgiHost(
-            application,
-            who.text,
-            entity_path=who.entity,
-            ssl=who.ssl,
-            proxy=who.proxy,
-            root_path=root_path,
-            shutdown_timeout=shutdown_timeout,
-            on_served=_print if access_log else None,
-        )
         try:
-            with who.reaching():
-                await host.open(timeout)
-            try:
-                say(f"serving {app} on {host.url}; Ctrl-C ends")
-                await host.wait_closed()
-            finally:
-                await host.close()
+            with _lines(access_log) as on_served:
+                host = AsgiHost(
+                    application,
+                    who.text,
+                    entity_path=who.entity,
+                    ssl=who.ssl,
+                    proxy=who.proxy,
+                    root_path=root_path,
+                    shutdown_timeout=shutdown_timeout,
+                    on_served=on_served,
+                )
+                with who.reaching():
+                    await host.open(timeout)
+                try:
+                    say(f"serving {app} on {host.url}; Ctrl-C ends")
+                    await host.wait_closed()
+                finally:
+                    await host.close()
         except LifespanFailed as error:
             raise Failure(str(error), "correct the application; its own output says more") from error
 
     run(serve())
 
 
-def _print(served: Served) -> None:
-    took = f"{served.seconds * 1000:.1f} ms"
-    # Tokens may stand in a query.
-    line = f"{served.remote or '-'} {served.method} {served.target} {served.status or '-'} {took} {served.sent} B"
-    print(harmless(line), flush=True)
+@contextmanager
+def _lines(wanted: bool) -> Iterator[Callable[[Served], None] | None]:
+    """Writes the line of each request, as `trunkline expose` does: a slow reader holds nobody up."""
+    if not wanted:
+        yield None
+        return
+    from trunkline.cli.request_view import line_view
+    from trunkline.expose import Kind, Record
+
+    view = line_view()
+
+    def show(served: Served) -> None:
+        kind = Kind.OPENED if served.method == "WEBSOCKET" else Kind.REQUEST
+        view.record(
+            Record(
+                kind,
+                served.method,
+                served.path,
+                served.status,
+                served.seconds,
+                received=0,
+                sent=served.sent,
+                remote=served.remote,
+                tracking_id=served.tracking_id,
+            )
+        )
+
+    try:
+        yield show
+    finally:
+        view.close()

@@ -208,12 +208,20 @@ def view_of(target: str, *, as_json: bool, quiet: bool) -> View:
     """The view that fits the options, and what stdout and stderr are."""
     if quiet:
         return QuietView()
-    output = LogStream(sys.stdout.fileno(), sys.stdout.encoding or "utf-8", _lost)
     if as_json:
-        return JsonView(output)
+        return JsonView(_output())
     if sys.stdout.isatty() and sys.stderr.isatty():
         return TerminalView(target, sys.stdout)
-    return LineView(target, output, sys.stderr)
+    return line_view(target)
+
+
+def line_view(target: str = "") -> LineView:
+    """One plain line for each request on stdout."""
+    return LineView(target, _output(), sys.stderr)
+
+
+def _output() -> LogStream:
+    return LogStream(sys.stdout.fileno(), sys.stdout.encoding or "utf-8", _lost)
 
 
 def _lost(count: int) -> None:

@@ -33,8 +33,8 @@ class Served:
 
     #: "GET", "POST", ...; "WEBSOCKET" for a WebSocket.
     method: str
-    #: Path and query as the application's users know them.
-    target: str
+    #: As the application's users know it, without the query, which may hold secrets.
+    path: str
     #: What the sender got; 101 for a WebSocket that was accepted, 0 for a sender that went before its answer.
     status: int
     #: From the sender's request to the end of its answer; of a WebSocket, to the decision.
@@ -43,6 +43,8 @@ class Served:
     sent: int
     #: IP address of the sender; empty when the relay does not say.
     remote: str
+    #: Names it in the relay's log lines and errors.
+    tracking_id: str
 
 
 class AsgiHost:
@@ -196,13 +198,7 @@ class AsgiHost:
                 form.close()
 
     def _answered(self, request: HttpRequest, scope: Scope, begun: float) -> Callable[[int, int], None]:
-        def answered(status: int, sent: int) -> None:
-            if self._on_served is None:
-                return
-            target = _target(scope["path"], scope["query_string"])
-            self._served(Served(request.method, target, status, time.monotonic() - begun, sent, _remote(request)))
-
-        return answered
+        return lambda status, sent: self._served(request.method, request, scope, begun, status, sent)
 
     # --- WebSockets -------------------------------------------------------------------------------------------
 
@@ -212,8 +208,7 @@ class AsgiHost:
         scope = self._mount.websocket_scope(incoming, self._lifespan.state)
 
         def decided(status: int) -> None:
-            target = _target(scope["path"], scope["query_string"])
-            self._served(Served("WEBSOCKET", target, status, time.monotonic() - begun, 0, _remote(incoming)))
+            self._served("WEBSOCKET", incoming, scope, begun, status, 0)
 
         session = self._sessions[incoming] = WebSocketSession(incoming, decided)
         self._start(self._run_session(session, incoming, scope))
@@ -239,12 +234,17 @@ class AsgiHost:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _served(self, served: Served) -> None:
-        if self._on_served is not None:
-            try:
-                self._on_served(served)
-            except Exception:
-                log.exception("on_served failed")
+    def _served(
+        self, method: str, of: HttpRequest | IncomingConnection, scope: Scope, begun: float, status: int, sent: int
+    ) -> None:
+        if self._on_served is None:
+            return
+        seconds = time.monotonic() - begun
+        served = Served(method, scope["path"], status, seconds, sent, of.remote_address[0], of.tracking_id)
+        try:
+            self._on_served(served)
+        except Exception:
+            log.exception("on_served failed")
 
 
 async def serve(app: Application, address: str, **options: Any) -> None:
@@ -258,11 +258,3 @@ async def serve(app: Application, address: str, **options: Any) -> None:
     """
     async with AsgiHost(app, address, **options) as host:
         await host.wait_closed()
-
-
-def _target(path: str, query: bytes) -> str:
-    return f"{path}?{query.decode(errors='replace')}" if query else path
-
-
-def _remote(of: HttpRequest | IncomingConnection) -> str:
-    return of.remote_address[0]
