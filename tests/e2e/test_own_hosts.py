@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 
 import httpx
@@ -10,6 +11,7 @@ import pytest
 import websockets
 
 from e2e.quiet_node import quiet_node
+from trunkline.protocol import sas
 from trunkline.sdk import HttpRequest, HttpResponse, HybridConnectionListener
 from trunkline.testing import RelayNode
 
@@ -91,3 +93,25 @@ async def test_listener_that_speaks_http_only_never_hears_of_a_websocket() -> No
         async with await node.client("web").create_connection() as sender:
             await sender.send("now")
             assert await (await listener.accept()).recv() == "now"
+
+
+@pytest.mark.loop("uvloop")
+async def test_token_of_the_connection_string_is_good_for_a_host_of_its_own() -> None:
+    async def handle(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(body=request.target)
+
+    async with quiet_node(["orders", "shop"]) as node, node.listener("orders", http_handler=handle):
+        [rule] = [rule for rule in node.node.catalog.namespaces[0].rules if rule.name == "send"]
+        # `localhost` is the domain of the node, which its connection strings name; `elsewhere` is another relay.
+        statuses = {}
+        for audience in ("localhost/orders", "localhost", "localhost/shop", "elsewhere/orders"):
+            token = sas.sign(f"http://{audience}", rule.name, rule.primary_key, expires_at=int(time.time()) + 60)
+            headers = {"Host": "orders.testing.localhost", "ServiceBusAuthorization": token}
+            async with httpx.AsyncClient(trust_env=False) as client:
+                statuses[audience] = (await client.get(f"{node.url}/x", headers=headers)).status_code
+        assert statuses == {
+            "localhost/orders": 200,
+            "localhost": 200,
+            "localhost/shop": 401,
+            "elsewhere/orders": 401,
+        }

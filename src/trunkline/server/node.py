@@ -37,6 +37,7 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
+from urllib.parse import urlsplit
 
 import aiofastnet
 
@@ -188,7 +189,7 @@ class Node:
         self._quiet = asyncio.Event()
         # Seconds that listeners have to answer the Close of a node that stops.
         self._patience = FAREWELL
-        self.catalog = Catalog(preset=settings.preset, node_limits=settings.limits, domain=settings.domain)
+        self.catalog = Catalog(**_catalog_settings(settings))
         self._clock = SteadyClock(monotonic or asyncio.get_running_loop().time, tick)
         self._wall_clock = wall_clock
         authorizer = Authorizer(self.catalog)
@@ -396,7 +397,7 @@ class Node:
     def _take_settings(self, settings: NodeSettings) -> None:
         """The settings that can change while the node runs: each part that keeps some of them is told here."""
         self.settings = settings
-        self.catalog.take_settings(preset=settings.preset, node_limits=settings.limits, domain=settings.domain)
+        self.catalog.take_settings(**_catalog_settings(settings))
         self.broker.public_url = _websocket_url(settings.public_url)
         self.broker.limits_changed()
         self._frontend.proxies = TrustedProxies(settings.trusted_proxies)
@@ -581,6 +582,17 @@ def _short_ids() -> Callable[[], str]:
     """Makes the names of control channels and connections: counted, and marked so that no other run gives them."""
     run, numbers = secrets.token_hex(2), itertools.count(1)
     return lambda: f"{next(numbers)}-{run}"
+
+
+def _catalog_settings(settings: NodeSettings) -> dict[str, Any]:
+    """What the catalog keeps of the settings."""
+    public_host = urlsplit(settings.public_url).hostname if settings.public_url is not None else None
+    return {
+        "preset": settings.preset,
+        "node_limits": settings.limits,
+        "domain": settings.domain,
+        "public_host": public_host,
+    }
 
 
 def _websocket_url(url: str | None) -> str | None:

@@ -170,6 +170,19 @@ def test_unlisted_host_goes_to_the_only_namespace() -> None:
     assert told.catalog.namespace_for_host("localhost") is None  # two, and none of them declared
 
 
+def test_tokens_for_the_nodes_own_address_are_for_the_namespace_that_it_leads_to() -> None:
+    told = Told(domain="Relay.example.COM")
+    told.put(Namespace(NS, hosts=("relay.local",)))
+    assert told.catalog.audiences(told.namespace()) == {
+        "myrelayns.relay.example.com", "relay.local", "relay.example.com",
+    }  # fmt: skip
+    told.catalog.take_settings(domain="relay.example.com", public_host="Public.example.com")
+    assert "public.example.com" in told.catalog.audiences(told.namespace())
+    told.put(Namespace(namespace_id("another")))  # it leads to neither
+    for namespace in (told.namespace(), told.namespace("another")):
+        assert told.catalog.audiences(namespace) == told.catalog.hosts(namespace)
+
+
 def test_unlisted_host_goes_to_the_first_declared_namespace() -> None:
     told = Told()
     told.put(Namespace(namespace_id("aaaaaa")))

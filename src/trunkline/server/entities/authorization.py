@@ -172,7 +172,7 @@ class Authorizer:
     ) -> Grant:
         signature = sas.parse(token)
         scope, rule, key = self._signer(signature, namespace, entity)
-        self._check_claims(signature, {host, *self._catalog.hosts(namespace)}, path, limits, now)
+        self._check_claims(signature, {host, *self._catalog.audiences(namespace)}, path, limits, now)
         return Grant(
             rule=rule.name,
             scope=scope.id,

@@ -62,10 +62,16 @@ class Catalog:
     preset: which defaults lie below every limit, ``default`` or ``azure``.
     node_limits: limits set on the node.
     domain: a namespace is reached as ``<name>.<domain>``.
+    public_host: host of the node's public address, without port; None without one.
     """
 
     def __init__(
-        self, *, preset: str = "default", node_limits: Mapping[str, object] | None = None, domain: str = "localhost"
+        self,
+        *,
+        preset: str = "default",
+        node_limits: Mapping[str, object] | None = None,
+        domain: str = "localhost",
+        public_host: str | None = None,
     ) -> None:
         #: By lower-case id of the namespace.
         self._shelves: dict[str, _Shelf] = {}
@@ -81,7 +87,7 @@ class Catalog:
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         #: The last change that is in effect.
         self.revision = 0
-        self.take_settings(preset=preset, node_limits=node_limits, domain=domain)
+        self.take_settings(preset=preset, node_limits=node_limits, domain=domain, public_host=public_host)
 
     def __repr__(self) -> str:
         shelves = [shelf for shelf in self._shelves.values() if shelf.namespace]
@@ -89,12 +95,19 @@ class Catalog:
         return f"<Catalog namespaces={len(shelves)} hybrid_connections={children} revision={self.revision}>"
 
     def take_settings(
-        self, *, preset: str = "default", node_limits: Mapping[str, object] | None = None, domain: str = "localhost"
+        self,
+        *,
+        preset: str = "default",
+        node_limits: Mapping[str, object] | None = None,
+        domain: str = "localhost",
+        public_host: str | None = None,
     ) -> None:
         """Other settings of the node count from now on. Raises InvalidSetting, changing nothing."""
         node_limits = dict(node_limits or {})
         resolve(preset, node_limits)  # wrong settings are refused here and not on the first connection
         self._preset, self._node_limits, self._domain = preset, node_limits, domain.lower()
+        # How connection strings name the node.
+        self._address = (public_host or domain).lower()
         self._stale = True
         for shelf in self._shelves.values():
             shelf.limits.clear()
@@ -173,6 +186,15 @@ class Catalog:
             self._index()
             return frozenset(self._by_host)
         return frozenset((f"{namespace.name.lower()}.{self._domain}", *namespace.hosts))
+
+    def audiences(self, namespace: Namespace) -> frozenset[str]:
+        """Host names that a token for one namespace may be made for, whichever host is asked.
+
+        The host of the node's own address is one of them where it leads to the namespace: connection strings name it,
+        and their tokens are good for a hybrid connection's own host too.
+        """
+        hosts, there = self.hosts(namespace), self.namespace_for_host(self._address)
+        return hosts | {self._address} if there is not None and there.key == namespace.key else hosts
 
     def certificate_names(self) -> tuple[str, ...]:
         """What a certificate must name for all hosts that lead here, the most needed first.
