@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from http_echo import content
@@ -12,7 +14,10 @@ from trunkline.sdk.asgi.form_body import IN_MEMORY, CollectedForm, must_be_colle
 FORM = {"content-type": 'Multipart/Form-Data; boundary="x"'}
 
 
-async def test_only_forms_whose_length_is_not_known_are_collected() -> None:
+async def test_only_forms_whose_length_is_not_known_are_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "modules", {})
+    assert not must_be_collected(Asked("POST", headers=FORM).as_request())
+    monkeypatch.setattr(sys, "modules", {"django.core.handlers.asgi": None})
     assert must_be_collected(Asked("POST", headers=FORM).as_request())
     assert not must_be_collected(Asked("POST", headers=FORM, length=7).as_request())
     assert not must_be_collected(Asked("POST", headers={"Content-Type": "application/json"}).as_request())
