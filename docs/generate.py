@@ -387,8 +387,8 @@ Refusals of one kind are told ten times in a second at most. What comes beyond i
 
 ## Operations
 
-The names are those of the real service's diagnostic log (category HybridConnectionsEvent). Those of its names that are
-missing here concern [HTTP requests, which are not relayed yet](out-of-scope.md).
+The names are those of the real service's diagnostic log (category HybridConnectionsEvent). Lines about a plain HTTP
+request that goes well are at level debug: there may be thousands in a second. Its path and query are in no line.
 
 """
     text = text.replace("{examples}\n", _example_lines())

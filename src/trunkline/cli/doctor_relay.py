@@ -90,7 +90,7 @@ async def check_upgrade(subject: Subject) -> Step:
     if moment is not None:
         # The relay's seconds are whole, and it wrote them about half way.
         subject.clock_ahead = email.utils.mktime_tz(moment) + 0.5 - (time.time() - ms / 2000)
-    if NotAWebSocket.default_message.encode() not in answer:
+    if NotAWebSocket.default_message.encode() not in answer or b"is HTTP/1.0" in answer:
         # Servers with TLS alone say so in words of their own.
         if status == 400 and subject.endpoint.ssl is None and await _speaks_tls(subject):
             return _needs_tls(subject)

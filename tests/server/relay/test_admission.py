@@ -92,6 +92,13 @@ CHECKS: dict[str, tuple[str, list[tuple[str, str]], dict[str, Any], int, str]] =
         400,
         "This endpoint is only for web-socket requests. TrackingId:",
     ),
+    "plain HTTP/1.0": (
+        CONNECT_ORDERS,
+        signed(BAD),
+        {"without": ["Upgrade", "Connection"], "version": "HTTP/1.0"},
+        400,
+        "This endpoint is only for web-socket requests, and this one is HTTP/1.0: let the proxy speak HTTP/1.1. Track",
+    ),
     "climbing path of a request": ("/a/%2e%2e/orders", signed(token()), PLAIN, 404, "The address is malformed"),
     "request without a token": ("/none", [], PLAIN, 401, "MissingToken: "),
     "request with a wrong key": ("/none", signed(BAD), PLAIN, 401, "InvalidSignature: The token has an invalid"),

@@ -56,6 +56,9 @@ _STANDARD_TOKEN_HEADER = "Authorization"
 # Says what stands in front of the path that a listener sees; proxies such as Traefik use it.
 PREFIX_HEADER = "X-Forwarded-Prefix"
 
+# Proxies speak HTTP/1.0 unless they are told otherwise, and drop the upgrade with it; `trunkline doctor` reads it.
+_NOT_A_WEBSOCKET_10 = f"{NotAWebSocket.default_message}, and this one is HTTP/1.0: let the proxy speak HTTP/1.1"
+
 # What stands in front of the path of an entity in a request target.
 _FRONT = re.compile(r"(?:[a-z][a-z0-9+.-]*://[^/?]*)?/*(?:(?:\$|%24)hc/+)?", re.IGNORECASE)
 
@@ -186,7 +189,7 @@ class Admission:
                     subject.is_request = True
                 return self._admit(exchange.head, target, subject)
             if not exchange.head.is_websocket:
-                raise NotAWebSocket
+                raise NotAWebSocket(_NOT_A_WEBSOCKET_10 if exchange.head.version == "1.0" else "")
             subject.action = target.action
             subject.tracking_id = tracking_id = tracking_id_of(target.id) or tracking_id
             if target.action in (Action.ACCEPT, Action.REQUEST):
