@@ -93,7 +93,7 @@ def test_requests_reach_the_server_and_are_told(access: Access, sender: Sender, 
     with site() as port, Program("expose", str(port), env=access("Listen")) as expose:
         said = expose.wait_for("Ctrl-C ends")
         assert f"/{entity}/ -> http://localhost:{port}\n" in said
-        assert 'Senders need a token; with a connection string that has the right Send:\n  curl -H "Serv' in said
+        assert "Senders need a token; with a connection string that has the right Send:\n  curl --cacert " in said
         assert sender.get("/a/b?secret=1") == (200, f"hello /a/b?secret=1 localhost:{port}")
         line = expose.read_line().decode()
         assert line.split()[1:3] == ["GET", "200"] and line.endswith("B  /a/b\n")
@@ -245,13 +245,31 @@ def test_relay_that_refuses_ends_it(access: Access) -> None:
     assert "'Listen' claim(s)" in failure_of("expose", "3000", status=1, env=access("Send"))
 
 
+TOKEN = '-H "ServiceBusAuthorization: $(trunkline token)"'
+
+
 @pytest.mark.parametrize(
-    ("needs", "first"),
+    ("needs", "ca", "lines"),
     [
-        (True, "Senders need a token; with"),
-        (None, "Senders need a token unless the hybrid connection is anonymous; with"),
-        (False, "Anybody who reaches the relay gets in"),
+        (
+            True,
+            None,
+            [
+                "Senders need a token; with a connection string that has the right Send:",
+                f"  curl {TOKEN} https://relay/myHC/",
+            ],
+        ),
+        (
+            None,
+            Path("my ca.pem"),
+            [
+                "Senders need a token unless the hybrid connection is anonymous; with a connection string that has the"
+                " right Send:",
+                f"  curl --cacert 'my ca.pem' {TOKEN} https://relay/myHC/",
+            ],
+        ),
+        (False, None, ["Anybody who reaches the relay gets in, without a token: curl https://relay/myHC/"]),
     ],
 )
-def test_user_is_told_how_senders_get_in(needs: bool | None, first: str) -> None:
-    assert access_lines("https://relay/myHC/", needs)[0].startswith(first)
+def test_user_is_told_how_senders_get_in(needs: bool | None, ca: Path | None, lines: list[str]) -> None:
+    assert access_lines("https://relay/myHC/", needs, ca) == lines

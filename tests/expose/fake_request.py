@@ -34,7 +34,7 @@ class FakeRequest:
         self.tracking_id = "11111111-2222-3333-4444-555555555555"
         self.disconnected: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         #: None: it streams, from what `feed` is given.
-        self.body_length = None if body is None else len(body)
+        self.length = None if body is None else len(body)
         self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue()
         if body is not None:
             self.feed(body)
@@ -43,7 +43,7 @@ class FakeRequest:
         self.status = 0
         self.reason: str | None = None
         self.answer_headers: list[tuple[str, str]] = []
-        self.length: int | None = None
+        self.answer_length: int | None = None
         self.pieces: list[bytes] = []
         self.begun = asyncio.Event()
         self.arrived = asyncio.Event()
@@ -91,7 +91,7 @@ class FakeRequest:
         reason: str | None = None,
         length: int | None = None,
     ) -> ResponseWriter:
-        self.status, self.answer_headers, self.reason, self.length = status, list(headers), reason, length
+        self.status, self.answer_headers, self.reason, self.answer_length = status, list(headers), reason, length
         self.begun.set()
         return cast("ResponseWriter", self)
 

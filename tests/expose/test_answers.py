@@ -15,6 +15,7 @@ ALL = [
     answers.target_lost(),
     answers.target_confused("bad line"),
     answers.target_takes_no_websocket(200),
+    answers.no_room("no space left on device"),
     answers.LOOP,
     answers.OUTSIDE,
 ]

@@ -7,9 +7,12 @@ import gzip
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
+
+import pytest
 
 from expose.fake_request import FakeRequest, Watching
 from expose.raw_target import RawTarget, raw_target, read_head
@@ -125,6 +128,38 @@ async def test_small_body_has_a_length_and_a_streamed_one_goes_in_chunks() -> No
     assert chunks == b"8\r\nstreamed\r\n0\r\n\r\n"
 
 
+async def test_long_form_is_collected_so_that_it_has_a_length() -> None:
+    """Django, and whatever else is WSGI, takes a form without one for an empty one."""
+    content = os.urandom(3 << 20)
+    seen: asyncio.Future[tuple[str, bytes]] = asyncio.get_running_loop().create_future()
+
+    async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.set_result((await read_head(reader), await reader.readexactly(len(content))))
+        writer.write(OK)
+
+    async with raw_target(play) as server, forwarding(server.target) as it:
+        request = FakeRequest("POST", body=None, headers={"Content-Type": "multipart/form-data; boundary=x"})
+        for start in range(0, len(content), 100_000):
+            request.feed(content[start : start + 100_000])
+        request.feed_end()
+        assert (await it.handle(request)).status == 200
+        assert it.watching.records[0].received == len(content)
+    head, body = await seen
+    assert f"Content-Length: {len(content)}\r\n" in head and "Transfer-Encoding" not in head
+    assert body == content
+
+
+async def test_form_that_the_disk_has_no_room_for_is_507(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "SpooledTemporaryFile", no_room)
+    async with raw_target(answering(OK)) as server, forwarding(server.target) as it:
+        request = FakeRequest("POST", body=None, headers={"Content-Type": "multipart/form-data; boundary=x"})
+        assert (await it.handle(request)).status == 507
+        assert server.connections == 0
+
+
 async def test_method_that_may_have_a_body_says_that_it_has_none() -> None:
     heads: list[str] = []
     async with raw_target(answering(OK, heads)) as server, forwarding(server.target) as it:
@@ -149,7 +184,7 @@ async def test_answer_is_passed_on_as_it_is() -> None:
     assert (request.status, request.reason, request.body) == (418, "I'm a teapot, really", packed)
     assert request.header("set-cookie") == ["a=1", "b=2"] and request.header("x-one") == ["1"]
     assert request.header("x-gone") == [] and request.header("connection") == []
-    assert request.length == len(packed)
+    assert request.answer_length == len(packed)
     assert (record.status, record.sent, record.error) == (418, len(packed), "")
 
 
@@ -173,7 +208,7 @@ async def test_head_204_and_304_have_no_body() -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
     async with raw_target(answering(head)) as server, forwarding(server.target) as it:
         request = await it.handle(FakeRequest("HEAD"))
-        assert (request.length, request.body, request.ended) == (1000, b"", True)
+        assert (request.answer_length, request.body, request.ended) == (1000, b"", True)
         assert (await it.handle(FakeRequest("HEAD"))).ended and server.connections == 1
     for status in (204, 304):
         async with raw_target(answering(b"HTTP/1.1 %d X\r\n\r\n" % status)) as server, forwarding(server.target) as it:
@@ -188,7 +223,7 @@ async def test_target_of_http_1_0_ends_its_answer_by_closing() -> None:
 
     async with raw_target(play) as server, forwarding(server.target) as it:
         request = await it.handle(FakeRequest())
-    assert (request.body, request.length, request.ended) == (b"until the end", None, True)
+    assert (request.body, request.answer_length, request.ended) == (b"until the end", None, True)
 
 
 async def test_pieces_of_an_answer_pass_as_they_come() -> None:

@@ -33,14 +33,6 @@ def test_sender_of_whom_the_relay_says_nothing_has_no_address() -> None:
     assert request().remote_address == ("", 0)
 
 
-@pytest.mark.parametrize("body", [b"", b"12345"])
-async def test_length_of_a_body_that_is_here_is_known(body: bytes) -> None:
-    command = Request("ws://relay/?sb-hc-id=1", "id-1", "/orders", "PUT", {}, None, bool(body))
-    given = HttpRequest(command, body, None, channel=None, entity="orders", way=None)  # type: ignore[arg-type]
-    assert given.body_length == len(body)
-    assert await given.read() == body
-
-
 @pytest.mark.parametrize("status", [199, 100, 1000, 0])
 async def test_status_that_no_answer_can_have_is_refused(status: int) -> None:
     with pytest.raises(InvalidSetting, match="200 to 999"):

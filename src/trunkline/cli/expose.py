@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -137,7 +138,9 @@ async def _expose(
                 )  # fmt: skip
                 url = public_url(endpoint)
                 view.opened(
-                    Opened(url, str(rules.target), who.entity, access_lines(url, await requires_token(endpoint)))
+                    Opened(
+                        url, str(rules.target), who.entity, access_lines(url, await requires_token(endpoint), who.ca)
+                    )
                 )
                 await exposure.health.check()
                 await listener.serve(exposure.serve)
@@ -147,12 +150,19 @@ async def _expose(
         view.close()
 
 
-def access_lines(url: str, needs_token: bool | None) -> list[str]:
-    """How a sender gets in, for the user to pass on."""
+def access_lines(url: str, needs_token: bool | None, ca: Path | None) -> list[str]:
+    """How a sender gets in, for the user to pass on.
+
+    Args:
+        url: the public address.
+        needs_token: whether senders need a token; None when the relay did not say.
+        ca: the authority that senders must trust, where it is not one that computers trust anyway.
+    """
+    curl = "curl" if ca is None else f"curl --cacert {shlex.quote(str(ca))}"
     if needs_token is False:
-        return ["Anybody who reaches the relay gets in: the hybrid connection takes anonymous senders."]
+        return [f"Anybody who reaches the relay gets in, without a token: {curl} {url}"]
     unless = "" if needs_token else " unless the hybrid connection is anonymous"
     return [
         f"Senders need a token{unless}; with a connection string that has the right Send:",
-        f'  curl -H "ServiceBusAuthorization: $(trunkline token)" {url}',
+        f'  {curl} -H "ServiceBusAuthorization: $(trunkline token)" {url}',
     ]

@@ -81,6 +81,17 @@ def target_confused(reason: str) -> Refusal:
     )
 
 
+def no_room(reason: str) -> Refusal:
+    """A long form cannot be collected."""
+    return Refusal(
+        507,
+        "NoRoom",
+        "The form for the web server behind the hybrid connection {entity} cannot be kept: make room where trunkline"
+        " expose runs, on the disk of its temporary files",
+        f"no temporary file: {reason}",
+    )
+
+
 LOOP = Refusal(
     508,
     "LoopDetected",

@@ -1,14 +1,16 @@
 """Forwards requests to the target, and its answers back, a piece at a time.
 
-Neither body is held as a whole: the pace of the slower side is the pace of both. A request is never sent a second time:
-the target may have seen it.
+Neither body is held as a whole: the pace of the slower side is the pace of both. Only long forms are, on disk, because
+some servers take one without a Content-Length for an empty one. A request is never sent a second time: the target may
+have seen it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -20,6 +22,7 @@ from trunkline.expose.paths import leaves_root, target_path
 from trunkline.expose.pool import Pool
 from trunkline.expose.report import Kind, Record, Watcher
 from trunkline.protocol.errors import ConnectionLost, HeadersTooLarge, InvalidSetting, RelayError
+from trunkline.sdk.asgi.form_body import CollectedForm, must_be_collected
 
 if TYPE_CHECKING:
     from trunkline.sdk import HttpRequest, ResponseWriter
@@ -76,20 +79,27 @@ class Forwarder:
 
     async def _forward(self, exchange: _Exchange) -> None:
         try:
-            path, headers = exchange.asked()
-            response = await self._pool.request(exchange.request.method, path, headers, exchange.body())
+            try:
+                await self._ask(exchange)
+            except Refused as refused:
+                if exchange.body_failed:
+                    raise ConnectionLost from refused
+                await exchange.refuse(refused.refusal)
+        except RelayError:
+            exchange.leave()
+
+    async def _ask(self, exchange: _Exchange) -> None:
+        """Raises Refused: the target gave no answer."""
+        path, headers = exchange.asked()
+        async with exchange.body() as (body, length):
+            if length:
+                headers.append(("Content-Length", str(length)))
+            response = await self._pool.request(exchange.request.method, path, headers, body)
             try:
                 await exchange.answer(response)
             finally:
                 # Does nothing to one that was read to its end; cuts the connection of any other.
                 response.close()
-        except Refused as refused:
-            if exchange.body_failed:
-                exchange.leave()
-            else:
-                await exchange.refuse(refused.refusal)
-        except RelayError:
-            exchange.leave()
 
 
 class _Exchange:
@@ -120,20 +130,29 @@ class _Exchange:
         headers = self._rules.request(
             self.request.headers, remote=self.request.remote_address[0], public_path=self._public_path
         )
-        if self.request.body_length:
-            headers.append(("Content-Length", str(self.request.body_length)))
         return self._path, headers
 
-    def body(self) -> AsyncIterator[bytes] | None:
-        """The sender's body as it comes; None for none."""
-        return None if self.request.body_length == 0 else self._pieces()
+    @asynccontextmanager
+    async def body(self) -> AsyncIterator[tuple[AsyncIterator[bytes] | None, int | None]]:
+        """The sender's body in pieces, None for none, and its length, None if that is unknown. Raises Refused."""
+        if self.request.length == 0:
+            yield None, 0
+        elif must_be_collected(self.request):
+            try:
+                form = await CollectedForm.of(self.request)
+            except OSError as error:
+                raise Refused(answers.no_room(error.strerror or str(error))) from error
+            with closing(form):
+                yield self._pieces(form), form.length
+        else:
+            yield self._pieces(self.request), self.request.length
 
-    async def _pieces(self) -> AsyncIterator[bytes]:
+    async def _pieces(self, body: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
         try:
-            if self.request.body_length is None:
+            if self.request.length is None:
                 # The head goes now; aiohttp would keep it until there is something to send with it.
                 yield b""
-            async for piece in self.request:
+            async for piece in body:
                 self._received += len(piece)
                 yield piece
         except RelayError:

@@ -262,11 +262,6 @@ class HttpRequest:
 
     # --- the body ---------------------------------------------------------------------------------------------
 
-    @property
-    def body_length(self) -> int | None:
-        """Bytes of the body before any of it is read: 0 for none; None while it streams, and its length is unknown."""
-        return len(self._body) if self._source is None else None
-
     async def read(self, limit: int = READ_LIMIT) -> bytes:
         """The rest of the body; ``b""`` when all of it was read.
 
