@@ -22,7 +22,7 @@ from trunkline.expose.paths import leaves_root, target_path
 from trunkline.expose.pool import Pool
 from trunkline.expose.report import Kind, Record, Watcher
 from trunkline.protocol.errors import ConnectionLost, HeadersTooLarge, InvalidSetting, RelayError
-from trunkline.sdk.asgi.form_body import CollectedForm, must_be_collected
+from trunkline.sdk.asgi.form_body import CollectedForm
 
 if TYPE_CHECKING:
     from trunkline.sdk import HttpRequest, ResponseWriter
@@ -137,7 +137,7 @@ class _Exchange:
         """The sender's body in pieces, None for none, and its length, None if that is unknown. Raises Refused."""
         if self.request.length == 0:
             yield None, 0
-        elif must_be_collected(self.request):
+        elif self.request.length is None and _is_form(self.request):
             try:
                 form = await CollectedForm.of(self.request)
             except OSError as error:
@@ -215,3 +215,7 @@ class _Exchange:
             self.request.tracking_id,
             self._error,
         )
+
+
+def _is_form(request: HttpRequest) -> bool:
+    return request.headers.get("Content-Type", "").partition(";")[0].strip().lower() == "multipart/form-data"
