@@ -66,6 +66,7 @@ async def test_refused_request_gets_the_status_of_its_fault_in_json_and_no_via()
             ("/orders", {}, 401, "MissingToken"),
             ("/none", {}, 401, "MissingToken"),
             ("/", {}, 401, "MissingToken"),
+            ("/orders", {"Origin": "https://a.example", "Access-Control-Request-Method": "PUT"}, 401, "MissingToken"),
             ("/orders", {"Authorization": "Basic mine"}, 401, "InvalidSignature"),
             ("/orders?sb-hc-token=x", everything, 401, "InvalidSignature"),
             ("/orders", {"ServiceBusAuthorization": node.token("orders", expires_in=-100)}, 401, "ExpiredToken"),

@@ -359,7 +359,9 @@ class Node:
 
     def _administration(self, settings: NodeSettings) -> Administration:
         assert self._store is not None
-        return Administration(self._store, preset=settings.preset, node_limits=settings.limits)
+        return Administration(
+            self._store, preset=settings.preset, node_limits=settings.limits, wall_clock=self._wall_clock
+        )
 
     # -- reload
 
