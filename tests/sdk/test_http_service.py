@@ -11,9 +11,9 @@ import pytest
 from sdk.fake_clock import FakeClock
 from sdk.listening import RULE, online
 from sdk.relay_stub import REQUEST_ID, WITHIN, Peer, RelayStub, until
-from trunkline.protocol.errors import AccessDenied, ConnectionLost, HeadersTooLarge, InvalidSetting
+from trunkline.protocol.errors import AccessDenied, ConnectionLost, HeadersTooLarge, InvalidSetting, MessageTooLarge
 from trunkline.protocol.frames import Data, Opcode
-from trunkline.sdk import HttpRequest, HttpResponse, HybridConnectionListener
+from trunkline.sdk import HttpRequest, HttpResponse, HybridConnectionListener, http_service
 from trunkline.sdk.http_service import FLUSH_AFTER
 
 BIG = bytes(range(256)) * 1200  # more than the control channel takes, and than one piece
@@ -141,8 +141,30 @@ async def fails_after_it_began(request: HttpRequest) -> None:
     raise ValueError("a fault of the application")
 
 
+async def is_cancelled_by_itself(request: HttpRequest) -> HttpResponse:
+    raise asyncio.CancelledError
+
+
+async def loses_a_connection_of_its_own(request: HttpRequest) -> HttpResponse:
+    raise ConnectionLost
+
+
+async def gets_too_long_a_message_elsewhere(request: HttpRequest) -> HttpResponse:
+    raise MessageTooLarge
+
+
 @pytest.mark.parametrize(
-    "handler", [fails, says_nothing, answers_twice, sends_a_header_of_64_kib, fails_after_it_began]
+    "handler",
+    [
+        fails,
+        says_nothing,
+        answers_twice,
+        sends_a_header_of_64_kib,
+        fails_after_it_began,
+        is_cancelled_by_itself,
+        loses_a_connection_of_its_own,
+        gets_too_long_a_message_elsewhere,
+    ],
 )
 async def test_handler_that_fails_gives_500_and_harms_nobody_else(
     handler: Any, caplog: pytest.LogCaptureFixture
@@ -419,6 +441,23 @@ async def test_answers_that_are_held_share_one_timer_and_each_waits_as_long() ->
         await arrived(relay)
         assert relay.idle()
         clock.advance(FLUSH_AFTER / 2)
+        await arrived(relay)
+
+
+async def test_requests_that_are_fetched_only_to_be_refused_are_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_service, "_REFUSED_AT_A_TIME", 2)
+
+    async with RelayStub() as relay, online(relay) as (_, control):
+        for _ in range(5):
+            control.send_command("request", address=address(relay), id=REQUEST_ID)
+        for leg in [await arrived(relay), await arrived(relay)]:
+            leg.request(address(relay), method="PUT", body=b"body")
+            assert phrases((await leg.response())[0]) == (501, "RequestHandler has not been configured")
+            assert (await leg.close_frame()).code == 1000
+            leg.send_close()
+            await leg.eof()
+        assert relay.idle()
+        control.send_command("request", address=address(relay), id=REQUEST_ID)
         await arrived(relay)
 
 

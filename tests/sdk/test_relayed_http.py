@@ -73,3 +73,9 @@ def test_response_shows_no_content() -> None:
             return b""
 
     assert repr(HttpResponse(200, Pieces())) == "<HttpResponse 200 streamed>"
+
+
+@pytest.mark.parametrize("body", [None, {"a": 1}, [b"a"], bytearray(b"a")])
+def test_body_that_cannot_be_sent_is_refused(body: object) -> None:
+    with pytest.raises(InvalidSetting, match=f"body is {type(body).__name__}"):
+        HttpResponse(200, body)  # type: ignore[arg-type]

@@ -38,6 +38,8 @@ FLUSH_AFTER = 0.02
 RENDEZVOUS_TIMEOUT = 30.0
 #: Seconds between two looks at the rendezvous that are open.
 _SWEEP = 1.0
+#: Requests that are fetched at a time only to be refused; more are left to the relay, which asks another listener.
+_REFUSED_AT_A_TIME = 64
 #: Seconds that `leave` takes at most.
 _LEAVE_WITHIN = 2.0
 #: Seconds that `stop` leaves to answers on their last way.
@@ -49,6 +51,7 @@ HttpHandler = Callable[[HttpRequest], Awaitable[HttpResponse | None]]
 _NO_HANDLER = (501, "RequestHandler has not been configured")
 _OVERLOADED = (503, "The listener is overloaded: it has as many requests as it takes")
 _FAILED = (500, "The request handler of the listener failed")
+_CLOSING = (503, "The listener closes")
 
 
 class HttpService:
@@ -76,9 +79,13 @@ class HttpService:
         self._clock = clock
         self._heartbeat = heartbeat
         self._max_requests = max_requests
-        # Requests whose handler runs, and how many are in hand, those that are being fetched too.
+        # Requests that the handler has or gets next, and how many are in hand, those that are being fetched too.
         self._requests: set[HttpRequest] = set()
         self._in_hand = 0
+        # Fetches whose request will be refused.
+        self._refusing = 0
+        # The last request was refused for that, which the log says once.
+        self._overloaded = False
         # Everything that runs: handlers, fetches of requests, openings of rendezvous.
         self._tasks: set[asyncio.Task[None]] = set()
         self._legs: set[HttpLeg] = set()
@@ -100,7 +107,12 @@ class HttpService:
         command = requested.request
         refusal = self._refusal()
         if command.method is None:
-            _ = self.spawn(self._fetch(channel, command, refusal))
+            if refusal is None:
+                self._in_hand += 1
+                _ = self.spawn(self._serve_fetched(channel, command))
+            elif self._refusing < _REFUSED_AT_A_TIME:
+                self._refusing += 1
+                _ = self.spawn(self._refuse_fetched(command, refusal))
         elif refusal is not None:
             with contextlib.suppress(ConnectionLost):
                 channel.respond(*error_answer(command, *refusal, refusal[1]))
@@ -118,36 +130,52 @@ class HttpService:
         if self._handler is None:
             return _NO_HANDLER
         if self._max_requests is not None and self._in_hand >= self._max_requests:
-            log.warning("%s: a request was refused: max_requests is %d", self._endpoint, self._max_requests)
+            if not self._overloaded:
+                log.warning("%s: requests are refused: max_requests is %d", self._endpoint, self._max_requests)
+            self._overloaded = True
             return _OVERLOADED
+        self._overloaded = False
         return None
 
     def _request(self, channel: ControlChannel, command: Request, body: bytes, leg: HttpLeg | None) -> HttpRequest:
-        return HttpRequest(command, body, leg, channel=channel, entity=self._endpoint.path, way=self)
+        request = HttpRequest(command, body, leg, channel=channel, entity=self._endpoint.path, way=self)
+        self._requests.add(request)
+        return request
 
-    async def _fetch(self, channel: ControlChannel, told: Request, refusal: tuple[int, str] | None) -> None:
+    async def _serve_fetched(self, channel: ControlChannel, told: Request) -> None:
         """Get the request that the relay told of from its rendezvous, and serve it there."""
-        self._in_hand += refusal is None
+        fetched = await self._fetch(told)
+        if fetched is None:
+            self._in_hand -= 1
+        else:
+            command, leg = fetched
+            await self._serve(self._request(channel, command, b"", leg))
+
+    async def _refuse_fetched(self, told: Request, refusal: tuple[int, str]) -> None:
+        """The answer to such a request has to be given there, too."""
+        fetched = await self._fetch(told)
+        self._refusing -= 1
+        if fetched is not None:
+            command, leg = fetched
+            with contextlib.suppress(ConnectionLost):
+                leg.answer(*error_answer(command, *refusal, refusal[1]))
+
+    async def _fetch(self, told: Request) -> tuple[Request, HttpLeg] | None:
+        """The request and the leg it came by; None when it cannot be had: the sender may have left meanwhile."""
         leg = None
         try:
             async with asyncio.timeout(RENDEZVOUS_TIMEOUT):
                 leg = await self.dial(told.address, told.id)
-                command = await leg.request()
-            if refusal is not None:
-                leg.answer(*error_answer(command, *refusal, refusal[1]))
-                return
-        except (RelayError, OSError) as error:  # the sender may have left meanwhile
+                return await leg.request(), leg
+        except (RelayError, OSError) as error:
             log.warning("%s: the request %s cannot be fetched: %s", self._endpoint, told.id, error)
-            self._in_hand -= refusal is None
             if leg is not None:
                 leg.close(1011, "The request did not come in time")
-            return
-        await self._serve(self._request(channel, command, b"", leg))
+            return None
 
     async def _serve(self, request: HttpRequest) -> None:
         """Ask the handler and send its answer."""
         assert self._handler is not None
-        self._requests.add(request)
         try:
             answer = await self._handler(request)
             if answer is not None:
@@ -158,15 +186,21 @@ class HttpService:
             elif not request._writer._ended:
                 await request._writer.end()
         except asyncio.CancelledError:
-            self._fail(request, 503, "The listener closes")
-            if self._stopping or not request._gone:
+            self._fail(request, *(_CLOSING if self._stopping else _FAILED))
+            if not request._gone or self._stopping:
+                if not self._stopping:
+                    log.error("The request handler was cancelled for %r", request)
                 raise
-        except ConnectionLost as error:
-            self._fail(request, *_FAILED)
-            log.info("%r: %s", request, error)
-        except MessageTooLarge as error:
-            log.info("%r: %s", request, error)
-            self._fail(request, error.status, error.message)
+        except (ConnectionLost, MessageTooLarge) as error:
+            if isinstance(error, MessageTooLarge) and request._too_long:
+                log.info("%r: %s", request, error)
+                self._fail(request, error.status, error.message)
+            elif request._gone:
+                log.info("%r: %s", request, error)
+                self._fail(request, *_FAILED)
+            else:  # of something else that the handler does
+                log.exception("The request handler failed for %r", request)
+                self._fail(request, *_FAILED)
         except Exception:
             log.exception("The request handler failed for %r", request)
             self._fail(request, *_FAILED)

@@ -283,8 +283,8 @@ class HybridConnectionListener:
         until = self._clock.monotonic() + wait
         self._closing = True
         self._http.spare()
+        self._finish_until = max(self._finish_until, until)
         if wait and self._channel is not None:
-            self._finish_until = until
             await self._http.leave()
         if self._runner is not None:
             if self._channel is not None:

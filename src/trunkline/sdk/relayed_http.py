@@ -87,7 +87,7 @@ class HttpResponse:
         reason: the reason phrase; None for the usual one of the status.
 
     Raises:
-        InvalidSetting: a status or a header that cannot be sent.
+        InvalidSetting: a status, a header or a body that cannot be sent.
     """
 
     __slots__ = ("body", "headers", "reason", "status")
@@ -108,8 +108,10 @@ class HttpResponse:
             self.body = body.encode()
             if not has_header(self.headers, "content-type"):
                 self.headers += (("Content-Type", "text/plain; charset=utf-8"),)
-        else:
+        elif isinstance(body, bytes | AsyncIterable):
             self.body = body
+        else:
+            raise InvalidSetting(f"body is {type(body).__name__}; it must be bytes, text or an async iterable of bytes")
 
     def __repr__(self) -> str:
         size = f"{len(self.body)} bytes" if isinstance(self.body, bytes) else "streamed"
@@ -152,6 +154,7 @@ class HttpRequest:
         "_leg",
         "_on_gone",
         "_source",
+        "_too_long",
         "_way",
         "_writer",
     )
@@ -172,6 +175,8 @@ class HttpRequest:
         self._headers: CaseInsensitiveHeaders | None = None
         self._writer: ResponseWriter | None = None
         self._gone = False
+        # The body was longer than the handler wanted to read.
+        self._too_long = False
         # Made when somebody asks for it.
         self._disconnected: asyncio.Future[None] | None = None
         # Ends what nobody waits for any more: the iteration of a streamed body.
@@ -277,6 +282,7 @@ class HttpRequest:
         async for piece in self:
             size += len(piece)
             if size > limit:
+                self._too_long = True
                 raise MessageTooLarge(f"The body of the request is longer than {limit} bytes")
             pieces.append(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
