@@ -81,6 +81,7 @@ def test_host_serves_and_says_where(shop: Path, access: Access, get: Get, relay:
     with hosting(shop, access, "shop:app") as host:
         said = host.wait_for("Ctrl-C ends")
         assert f"serving shop:app on {relay.url}/{entity}/; Ctrl-C ends" in said
+        host.wait_for(f'curl -H "ServiceBusAuthorization: $(trunkline token)" {relay.url}/{entity}/')
         assert get("") == (200, f"first /{entity}/")
         assert get("/nothing")[0] == 404
         assert host.interrupt() == 130
@@ -100,6 +101,23 @@ def test_factory_root_path_and_one_line_for_each_request(shop: Path, access: Acc
             ["GET", "500", "ms", "21", "B", "/api/fails"],
         ]
         host.wait_for("RuntimeError: on purpose")
+
+
+def test_application_logs_as_it_likes_and_finds_the_event_loop(tmp_path: Path, access: Access, get: Get) -> None:
+    (tmp_path / "logs.py").write_text(
+        "import asyncio, logging\n"
+        "logging.basicConfig(level=logging.INFO, format='app: %(message)s')\n"
+        "loop = asyncio.get_running_loop()\n"
+        "async def app(scope, receive, send):\n"
+        "    logging.info('%s', scope['type'])\n"
+        "    raise RuntimeError('on purpose')\n"
+    )
+    with hosting(tmp_path, access, "logs:app") as host:
+        assert "app: lifespan" in host.wait_for("serving")
+        assert get("/")[0] == 500
+        said = host.wait_for("RuntimeError: on purpose")
+        assert "app: http" in said
+        assert said.count("the application failed") == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")

@@ -22,6 +22,7 @@ from trunkline.protocol.errors import ConnectionLost
 
 if TYPE_CHECKING:
     from trunkline.sdk import HybridConnectionClient, HybridConnectionListener
+    from trunkline.sdk.endpoint import Endpoint
 
 CONNECTION_STRING_VARIABLE = "TRUNKLINE_CONNECTION_STRING"
 CA_VARIABLE = "TRUNKLINE_CA_FILE"
@@ -83,6 +84,20 @@ class Credentials:
         from trunkline.sdk import HybridConnectionListener
 
         return HybridConnectionListener(self.text, entity_path=self.entity, ssl=self.ssl, proxy=self.proxy, **options)
+
+    def endpoint(self) -> Endpoint:
+        """The hybrid connection, as the SDK reaches it."""
+        from trunkline.sdk.endpoint import read_endpoint
+
+        return read_endpoint(
+            self.text,
+            entity_path=self.entity,
+            token_provider=None,
+            key_name=None,
+            key=None,
+            ssl=self.ssl,
+            proxy=self.proxy,
+        )
 
     def client(self) -> HybridConnectionClient:
         """A sender."""

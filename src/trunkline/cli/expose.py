@@ -112,7 +112,6 @@ async def _expose(
 ) -> None:
     from trunkline.expose import Exposure
     from trunkline.expose.access import public_url, requires_token
-    from trunkline.sdk.endpoint import read_endpoint
 
     was_online = False
 
@@ -132,10 +131,7 @@ async def _expose(
             with who.reaching():
                 await listener.open(timeout)
             try:
-                endpoint = read_endpoint(
-                    who.text, entity_path=who.entity, token_provider=None, key_name=None, key=None,
-                    ssl=who.ssl, proxy=who.proxy,
-                )  # fmt: skip
+                endpoint = who.endpoint()
                 url = public_url(endpoint)
                 view.opened(
                     Opened(

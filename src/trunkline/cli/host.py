@@ -16,6 +16,7 @@ import typer
 from trunkline.cli import asgi_application, credentials
 from trunkline.cli.event_loop import run
 from trunkline.cli.failure import Failure, usage
+from trunkline.cli.listen import is_not_the_end
 from trunkline.cli.reload import end_with_parent, run_again_on_change
 
 if TYPE_CHECKING:
@@ -118,10 +119,6 @@ def command(
         run(run_again_on_change([sys.executable, "-m", "trunkline", *arguments], folders, say, env=env))
         return
 
-    # What the SDK has to say about reconnecting, and about an application that fails.
-    logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="%(message)s", stream=sys.stderr)
-    application = asgi_application.load(app, factory=factory, folder=app_dir)
-
     async def serve() -> None:
         from trunkline.sdk.asgi import AsgiHost, LifespanFailed
 
@@ -129,6 +126,9 @@ def command(
             task = asyncio.current_task()
             assert task is not None
             end_with_parent(task.cancel)
+        # In the loop, as other servers have it: some applications look for it when they are imported.
+        application = asgi_application.load(app, factory=factory, folder=app_dir)
+        _log_to_stderr(logging.ERROR if quiet else logging.WARNING)
         try:
             with _lines(access_log) as on_served:
                 host = AsgiHost(
@@ -145,6 +145,8 @@ def command(
                     await host.open(timeout)
                 try:
                     say(f"serving {app} on {host.url}; Ctrl-C ends")
+                    if not quiet and not reloaded:
+                        say("\n".join(await _access_lines(who, host.url)))
                     await host.wait_closed()
                 finally:
                     await host.close()
@@ -152,6 +154,25 @@ def command(
             raise Failure(str(error), "correct the application; its own output says more") from error
 
     run(serve())
+
+
+def _log_to_stderr(level: int) -> None:
+    """What the SDK says of reconnecting, and of an application that fails; the other logs are the application's."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.addFilter(is_not_the_end)
+    logger = logging.getLogger("trunkline")
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    logger.propagate = False
+
+
+async def _access_lines(who: credentials.Credentials, url: str) -> list[str]:
+    """How a sender gets in."""
+    from trunkline.cli.expose import access_lines
+    from trunkline.expose.access import requires_token
+
+    return access_lines(url, await requires_token(who.endpoint()))
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def command(
     who = credentials.read(connection_string, entity, ca, no_tls, proxy)
     # What the SDK has to say about reconnecting.
     logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("trunkline.sdk.listener").addFilter(_is_not_the_end)
+    logging.getLogger("trunkline.sdk.listener").addFilter(is_not_the_end)
     mode = "print" if print_ else "stdio" if stdio else "echo"
     run(_listen(who, mode, once or stdio, timeout, quiet))
 
@@ -95,7 +95,7 @@ async def _listen(who: credentials.Credentials, mode: str, once: bool, timeout: 
         await listener.close()
 
 
-def _is_not_the_end(record: logging.LogRecord) -> bool:
+def is_not_the_end(record: logging.LogRecord) -> bool:
     """Whether a line of the SDK is to be shown: what ends the listener is told once, as the error of the command."""
     return record.levelno < logging.ERROR or record.exc_info is not None
 
