@@ -19,7 +19,7 @@ import pytest
 
 from cli.program import PATIENCE, Program, failure_of, wrong_usage_of
 from trunkline.cli.expose import access_lines
-from trunkline.testing import RelayNodeThread
+from trunkline.testing import RelayNodeThread, relay_node_thread
 
 Access = Callable[[str], dict[str, str]]
 
@@ -160,8 +160,6 @@ def test_request_in_hand_is_finished_at_the_end(access: Access, sender: Sender) 
 
 
 def test_relay_that_went_away_and_came_back_is_told() -> None:
-    from trunkline.testing import relay_node_thread
-
     with relay_node_thread() as relay, site() as port:
         address = ("--no-tls", "--connection-string", relay.connection_string())
         with Program("expose", str(port), *address) as expose:
@@ -239,6 +237,21 @@ def test_authority_that_is_not_there_is_told(
         monkeypatch.setenv(name, value)
     said = wrong_usage_of("expose", "https://localhost:1", "--target-ca", str(tmp_path / "none"), capsys=capsys)
     assert "cannot be read" in said
+
+
+def test_relay_that_does_not_answer_is_told_at_once_and_ends_it_in_time() -> None:
+    nobody = "Endpoint=sb://localhost:1/;SharedAccessKeyName=a;SharedAccessKey=secret;EntityPath=b"
+    said = failure_of("expose", "3000", "--timeout", "0.5", "--connection-string", nobody, status=1)
+    assert "cannot register" in said and "is not online within 0.5 s" in said and "secret" not in said
+
+
+def test_listener_whose_hybrid_connection_is_deleted_fails() -> None:
+    with relay_node_thread() as relay:
+        with Program("expose", "3000", "--no-tls", "--connection-string", relay.connection_string()) as expose:
+            expose.wait_for("Ctrl-C ends")
+            relay.remove_hybrid_connection("test")
+            assert expose.end() == 1
+            assert expose.stderr.count("error: Endpoint does not exist") == 1
 
 
 def test_relay_that_refuses_ends_it(access: Access) -> None:

@@ -12,6 +12,7 @@ from trunkline.expose.answers import Refusal
 ALL = [
     answers.target_down("connection refused"),
     answers.target_slow("no connection in time"),
+    answers.target_silent(),
     answers.target_lost(),
     answers.target_confused("bad line"),
     answers.target_takes_no_websocket(200),
@@ -21,7 +22,7 @@ ALL = [
 ]
 
 
-@pytest.mark.parametrize("refusal", ALL, ids=lambda refusal: refusal.code)
+@pytest.mark.parametrize("refusal", ALL, ids=lambda refusal: refusal.error)
 def test_answer_names_the_hybrid_connection_and_the_request_and_nothing_inside(refusal: Refusal) -> None:
     error = json.loads(refusal.body("orders/eu", "an-id"))["error"]
     assert error["code"] == refusal.code

@@ -112,6 +112,26 @@ async def test_target_that_takes_no_connection_in_time_is_told_apart() -> None:
                 other.close()
 
 
+async def test_target_that_never_answers_is_given_up_and_one_that_began_is_not() -> None:
+    goes_on = asyncio.Event()
+
+    async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await read_head(reader)
+        if head.startswith("GET /begins"):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no")
+        await goes_on.wait()
+        writer.write(b"k")
+
+    async with raw_target(play) as server, pool_of(server.target, response_timeout=0.05) as pool:
+        response = await pool.request("GET", "/begins", [], None)
+        with pytest.raises(Refused) as failure:
+            await pool.request("GET", "/never", [], None)
+        assert failure.value.refusal.status == 504
+        # Longer than the limit by now, which is for the head.
+        goes_on.set()
+        assert await response.read() == b"ok"
+
+
 async def test_pool_is_used_in_its_block() -> None:
     pool = pool_of(Target("http", "localhost", 1))
     with pytest.raises(RuntimeError, match="async with"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,9 +17,7 @@ from trunkline.cli.failure import usage
 from trunkline.cli.request_view import Opened, View, view_of
 
 if TYPE_CHECKING:
-    import ssl
-
-    from trunkline.expose import HeaderRules
+    from trunkline.expose import Exposure
     from trunkline.sdk import HybridConnectionListener
 
 #: Seconds that requests in hand have to finish after Ctrl-C or SIGTERM.
@@ -58,6 +57,10 @@ def command(
         float,
         typer.Option("--connect-timeout", metavar="SECONDS", min=0.001, help="For one connection to the target."),
     ] = 10.0,
+    response_timeout: Annotated[
+        float,
+        typer.Option("--response-timeout", metavar="SECONDS", min=0.001, help="For the target to begin an answer."),
+    ] = 300.0,
     timeout: Annotated[
         float, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="Give up registering after that long.")
     ] = 60.0,
@@ -77,7 +80,7 @@ def command(
       trunkline expose https://localhost:8444 --insecure
       trunkline expose unix:/run/app.sock --json | jq 'select(.status >= 500)'
     """
-    from trunkline.expose import HeaderRules, parse_target, tls_settings
+    from trunkline.expose import Exposure, HeaderRules, parse_target, tls_settings
 
     if host_header is not None and preserve_host:
         raise usage("--host-header and --preserve-host go not together", "leave one of them out")
@@ -96,21 +99,15 @@ def command(
         # Another one for each process, so that a chain of several is no loop.
         pseudonym=f"trunkline-{secrets.token_hex(4)}",
     )
-    view = view_of(str(rules.target), as_json=as_json, quiet=quiet)
-    # The view tells what happens to the listener.
-    logging.getLogger("trunkline.sdk.listener").setLevel(logging.CRITICAL)
-    run(_expose(who, rules, tls, view, connect_timeout, timeout))
+    view = view_of(str(where), as_json=as_json, quiet=quiet)
+    exposure = Exposure(
+        rules, view, entity=who.entity, tls=tls, connect_timeout=connect_timeout, response_timeout=response_timeout
+    )
+    logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="%(message)s", stream=sys.stderr)
+    run(_expose(who, exposure, str(where), view, timeout))
 
 
-async def _expose(
-    who: credentials.Credentials,
-    rules: HeaderRules,
-    tls: ssl.SSLContext | bool,
-    view: View,
-    connect_timeout: float,
-    timeout: float,
-) -> None:
-    from trunkline.expose import Exposure
+async def _expose(who: credentials.Credentials, exposure: Exposure, target: str, view: View, timeout: float) -> None:
     from trunkline.expose.access import public_url, requires_token
 
     was_online = False
@@ -125,19 +122,21 @@ async def _expose(
         if was_online:
             view.relay_changed(False, str(listener.last_error))
 
+    def is_for_the_terminal(record: logging.LogRecord) -> bool:
+        """What the view does not tell: why the listener cannot register at first, and what must not happen."""
+        return record.exc_info is not None or (not was_online and record.levelno < logging.ERROR)
+
+    logging.getLogger("trunkline.sdk.listener").addFilter(is_for_the_terminal)
     try:
-        async with Exposure(rules, view, entity=who.entity, tls=tls, connect_timeout=connect_timeout) as exposure:
+        async with exposure:
             listener = who.listener(on_online=online, on_connecting=connecting, **exposure.handlers)
             with who.reaching():
                 await listener.open(timeout)
             try:
                 endpoint = who.endpoint()
                 url = public_url(endpoint)
-                view.opened(
-                    Opened(
-                        url, str(rules.target), who.entity, access_lines(url, await requires_token(endpoint), who.ca)
-                    )
-                )
+                access = access_lines(url, await requires_token(endpoint), who.ca)
+                view.opened(Opened(url, target, who.entity, access))
                 await exposure.health.check()
                 await listener.serve(exposure.serve)
             finally:

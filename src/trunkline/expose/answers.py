@@ -59,6 +59,17 @@ def target_slow(reason: str) -> Refusal:
     )
 
 
+def target_silent() -> Refusal:
+    """No answer within the time; the target may have seen the request."""
+    return Refusal(
+        504,
+        "TargetTimeout",
+        "The web server behind the hybrid connection {entity} did not answer in time: look at its log, or let it take"
+        " longer with --response-timeout of trunkline expose",
+        "no answer in time",
+    )
+
+
 def target_lost() -> Refusal:
     """The connection ended before the answer; the target may have seen the request, so nobody tries again for it."""
     return Refusal(

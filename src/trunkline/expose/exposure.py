@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from trunkline.expose.forwarder import Forwarder
 from trunkline.expose.headers import HeaderRules
 from trunkline.expose.health import Health, dial
-from trunkline.expose.pool import CONNECT_TIMEOUT, Pool
+from trunkline.expose.pool import CONNECT_TIMEOUT, RESPONSE_TIMEOUT, Pool
 from trunkline.expose.report import Watcher
 from trunkline.expose.upgrades import Upgrades
 
@@ -34,6 +34,7 @@ class Exposure:
         entity: path of the hybrid connection.
         tls: as `target.tls_settings` gives it.
         connect_timeout: seconds for one attempt to connect to the target.
+        response_timeout: seconds from the end of a request to the head of its answer.
     """
 
     def __init__(
@@ -44,9 +45,12 @@ class Exposure:
         entity: str,
         tls: ssl.SSLContext | bool = True,
         connect_timeout: float = CONNECT_TIMEOUT,
+        response_timeout: float = RESPONSE_TIMEOUT,
     ) -> None:
         self.health = Health(lambda: dial(rules.target, connect_timeout), watcher.target_changed)
-        self._pool = Pool(rules.target, self.health, tls=tls, connect_timeout=connect_timeout)
+        self._pool = Pool(
+            rules.target, self.health, tls=tls, connect_timeout=connect_timeout, response_timeout=response_timeout
+        )
         self._forwarder = Forwarder(self._pool, rules, watcher)
         self._upgrades = Upgrades(self._pool, rules, entity, watcher)
         self._stack = AsyncExitStack()

@@ -66,6 +66,7 @@ def target_path(request_target: str, entity: str, *, keep: bool) -> str:
         ASCII that begins with a slash and may stand in a request line. Escapes that the relay left stay as they are.
     """
     path, mark, query = request_target.partition("?")
+    path = path if path.startswith("/") else f"/{path}"
     if not keep:
         path = _without_entity(path, entity)
     path = quote(_LONELY_PERCENT.sub("%25", path), safe=_SAFE)
@@ -87,7 +88,7 @@ def leaves_root(path_and_query: str) -> bool:
 def _without_entity(path: str, entity: str) -> str:
     prefix = f"/{entity}"
     if path[: len(prefix)].lower() != prefix.lower() or path[len(prefix) : len(prefix) + 1] not in ("", "/"):
-        return path if path.startswith("/") else f"/{path}"
+        return path
     return path[len(prefix) :] or "/"
 
 

@@ -30,9 +30,13 @@ KEEP_IDLE = 4.0
 MOST_CONNECTIONS = 1000
 #: Seconds for one attempt to connect.
 CONNECT_TIMEOUT = 10.0
+#: Seconds from the end of a request to the head of its answer. The protocol has no word for a sender that leaves while
+#: a small request waits, so a target that never answers would be waited for without end. A relay gives up after 60 s
+#: unless told otherwise.
+RESPONSE_TIMEOUT = 300.0
 #: Bytes of one header of an answer; the relay passes no more on than this in all.
 LONGEST_HEADER = 65_536
-MOST_HEADERS = 1000
+MOST_HEADERS = 500
 #: Bytes that are read from the target ahead of the sender.
 READ_AHEAD = 65_536
 #: Bytes of one message of a WebSocket: as many as our SDK takes.
@@ -66,6 +70,7 @@ class Pool(AbstractAsyncContextManager["Pool"]):
         health: told whether it is there.
         tls: as `target.tls_settings` gives it.
         connect_timeout: seconds for one attempt to connect.
+        response_timeout: seconds from the end of a request to the head of its answer.
     """
 
     def __init__(
@@ -75,11 +80,12 @@ class Pool(AbstractAsyncContextManager["Pool"]):
         *,
         tls: ssl.SSLContext | bool = True,
         connect_timeout: float = CONNECT_TIMEOUT,
+        response_timeout: float = RESPONSE_TIMEOUT,
     ) -> None:
         self.target = target
         self._health = health
         self._tls = tls
-        self._connect_timeout = connect_timeout
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout, sock_read=response_timeout)
         self._session: aiohttp.ClientSession | None = None
         # By connection, the body of the answer that it has brought last.
         self._bodies: dict[ResponseHandler, aiohttp.StreamReader] = {}
@@ -97,7 +103,7 @@ class Pool(AbstractAsyncContextManager["Pool"]):
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             skip_auto_headers=_NO_HEADERS_OF_ITS_OWN,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout),
+            timeout=self._timeout,
             read_bufsize=READ_AHEAD,
             max_line_size=LONGEST_HEADER,
             max_field_size=LONGEST_HEADER,
@@ -145,13 +151,15 @@ class Pool(AbstractAsyncContextManager["Pool"]):
         return response
 
     def _look_after(self, response: aiohttp.ClientResponse) -> None:
-        """Make sure that the body of an answer ends when its connection does.
+        """Let the body of an answer take any time, and make sure that it ends when its connection does.
 
         aiohttp (seen in 3.14) leaves the reader waiting for ever when a chunk in the middle is malformed.
         """
         protocol = None if response.connection is None else response.connection.protocol
         if protocol is None or (closed := protocol.closed) is None:
             return
+        protocol.read_timeout = None
+        protocol.start_timeout()  # without one: ends the one that runs
         if protocol not in self._bodies:
             closed.add_done_callback(partial(self._ended, protocol))
         self._bodies[protocol] = response.content
@@ -191,6 +199,8 @@ class Pool(AbstractAsyncContextManager["Pool"]):
 
     def _refused(self, error: aiohttp.ClientError) -> Refused:
         reason = reason_of(error)
+        if isinstance(error, aiohttp.SocketTimeoutError):
+            return Refused(answers.target_silent())
         if isinstance(error, aiohttp.ConnectionTimeoutError):
             self._health.failed(reason)
             return Refused(answers.target_slow(reason))
