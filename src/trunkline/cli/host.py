@@ -172,7 +172,7 @@ async def _access_lines(who: credentials.Credentials, url: str) -> list[str]:
     from trunkline.cli.expose import access_lines
     from trunkline.expose.access import requires_token
 
-    return access_lines(url, await requires_token(who.endpoint()))
+    return access_lines(url, await requires_token(who.endpoint()), who.ca)
 
 
 @contextmanager
