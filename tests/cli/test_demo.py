@@ -17,7 +17,9 @@ async def test_exchange_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         await demo.exchange(to_listen, to_send, str(node.ca_file))
     said = capsys.readouterr().out
     assert "You said: Hello through the relay" in said
-    assert said.splitlines()[-1].startswith("listener  the sender has closed")
+    assert "listener  the sender has closed" in said
+    last = said.splitlines()[-1]
+    assert last.startswith(f"sender    posted a text to {node.url}/test and got back: 'You said: Hello over HTTP', ")
 
 
 async def test_wrong_key_fails() -> None:

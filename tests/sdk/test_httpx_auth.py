@@ -9,13 +9,13 @@ from trunkline.protocol import sas
 from trunkline.sdk.httpx_auth import RelayAuth
 
 
-def string(url: str) -> dict[str, str]:
-    return {"address": f"{url}/orders", "key_name": "send", "key": "key"}
+def auth_for(url: str) -> RelayAuth:
+    return RelayAuth(f"{url}/orders", key_name="send", key="key")
 
 
 async def test_each_request_has_a_token() -> None:
     with web_server() as server:
-        auth = RelayAuth(**string(server.url))
+        auth = auth_for(server.url)
         async with httpx.AsyncClient(base_url=auth.base_url, auth=auth) as client:
             await client.get("17")
             await client.get("/18?a=b")
@@ -28,7 +28,7 @@ async def test_each_request_has_a_token() -> None:
 
 def test_the_blocking_client_too() -> None:
     with web_server() as server:
-        auth = RelayAuth(**string(server.url))
+        auth = auth_for(server.url)
         with httpx.Client(base_url=auth.base_url, auth=auth) as client:
             assert client.get("").status_code == 200
     token = server.asked[0].authorization
@@ -37,7 +37,7 @@ def test_the_blocking_client_too() -> None:
 
 async def test_an_authorization_for_the_application_stays() -> None:
     with web_server() as server:
-        auth = RelayAuth(**string(server.url))
+        auth = auth_for(server.url)
         async with httpx.AsyncClient(base_url=auth.base_url, auth=auth) as client:
             await client.get("", headers={"Authorization": "Bearer of the application"})
     (asked,) = server.asked
@@ -50,7 +50,7 @@ async def test_an_authorization_for_the_application_stays() -> None:
 async def test_nobody_else_gets_it() -> None:
     with web_server() as relay, web_server("localhost") as other:
         relay.redirect = f"{other.url}/stolen"
-        auth = RelayAuth(**string(relay.url))
+        auth = auth_for(relay.url)
         async with httpx.AsyncClient(base_url=auth.base_url, auth=auth, follow_redirects=True) as client:
             await client.get("away")
             await client.get(f"{other.url}/asked")

@@ -41,6 +41,9 @@ def test_the_address_of_a_hybrid_connection_as_an_http_client_takes_it() -> None
     assert http_url(STRING) == "https://ns.example.com:8443/orders/eu"
     assert http_url("sb://ns.example.com", entity_path="a b") == "https://ns.example.com/a%20b"
     assert http_url("ws://localhost:8080/orders") == "http://localhost:8080/orders"
+    assert (
+        http_url(STRING, ssl=False) == SenderToken(STRING, ssl=False).base_url == "http://ns.example.com:8443/orders/eu"
+    )
     assert http_url("sb://[::1]:8443/orders") == "https://[::1]:8443/orders"
 
 

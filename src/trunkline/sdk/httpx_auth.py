@@ -10,7 +10,7 @@ Needs httpx, which ``pip install "trunkline[httpx]"`` brings.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 
@@ -31,6 +31,7 @@ class RelayAuth(httpx.Auth):
             whole namespace.
         token_provider: gives tokens with the right Send: a `TokenProvider` or a credential of azure-identity.
         key_name, key: an authorization rule, instead of `token_provider`.
+        ssl: False for a relay without TLS, with a connection string or ``sb://``. Certificates are checked by the client.
 
     Raises:
         InvalidConnectionString, InvalidUrl, InvalidSetting: the arguments cannot be used.
@@ -44,9 +45,10 @@ class RelayAuth(httpx.Auth):
         token_provider: Any = None,
         key_name: str | None = None,
         key: str | None = None,
+        ssl: Literal[False] | None = None,
     ) -> None:
         self._token = SenderToken(
-            address, entity_path=entity_path, token_provider=token_provider, key_name=key_name, key=key
+            address, entity_path=entity_path, token_provider=token_provider, key_name=key_name, key=key, ssl=ssl
         )
 
     def __repr__(self) -> str:

@@ -8,7 +8,7 @@ Needs requests, which ``pip install "trunkline[requests]"`` brings.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urljoin
 
 import requests
@@ -29,6 +29,7 @@ class RelayAuth(AuthBase):
             whole namespace.
         token_provider: gives tokens with the right Send: a `TokenProvider` or a credential of azure-identity.
         key_name, key: an authorization rule, instead of `token_provider`.
+        ssl: False for a relay without TLS, with a connection string or ``sb://``. Certificates are checked by the client.
 
     Raises:
         InvalidConnectionString, InvalidUrl, InvalidSetting: the arguments cannot be used.
@@ -42,9 +43,10 @@ class RelayAuth(AuthBase):
         token_provider: Any = None,
         key_name: str | None = None,
         key: str | None = None,
+        ssl: Literal[False] | None = None,
     ) -> None:
         self._token = SenderToken(
-            address, entity_path=entity_path, token_provider=token_provider, key_name=key_name, key=key
+            address, entity_path=entity_path, token_provider=token_provider, key_name=key_name, key=key, ssl=ssl
         )
 
     def __repr__(self) -> str:

@@ -11,7 +11,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
 from trunkline.protocol.errors import InvalidSetting
@@ -33,6 +33,7 @@ class SenderToken:
     Args:
         address, entity_path, token_provider, key_name, key: as for `trunkline.HybridConnectionClient`. Without a path
             the tokens are for the whole namespace.
+        ssl: False for no TLS, with a connection string or ``sb://``.
 
     Raises:
         InvalidConnectionString, InvalidUrl, InvalidSetting: the arguments cannot be used.
@@ -46,10 +47,11 @@ class SenderToken:
         token_provider: Any = None,
         key_name: str | None = None,
         key: str | None = None,
+        ssl: Literal[False] | None = None,
         _time: Callable[[], float] = time.time,
     ) -> None:
         # TLS is the business of whoever makes the request: only whether there is any is read here.
-        self._endpoint = _endpoint(address, entity_path, token_provider, key_name, key)
+        self._endpoint = _endpoint(address, entity_path, token_provider, key_name, key, ssl)
         if self._endpoint.token_provider is None:
             raise InvalidSetting(
                 "A token needs a key: give key_name and key, a token_provider, or a connection string that has one"
@@ -114,24 +116,30 @@ class SenderToken:
         return token.text
 
 
-def http_url(address: str, *, entity_path: str | None = None) -> str:
+def http_url(address: str, *, entity_path: str | None = None, ssl: Literal[False] | None = None) -> str:
     """Where a hybrid connection takes plain HTTP requests, for the ``base_url`` of an HTTP client.
 
     Args:
         address: ``sb://host[:port]/path``, or with ``https``, ``http`` and so on; or a connection string.
         entity_path: path of the hybrid connection, when `address` does not hold it.
+        ssl: False for no TLS, with a connection string or ``sb://``.
 
     Raises:
         InvalidConnectionString, InvalidUrl, InvalidSetting: the arguments cannot be used.
     """
-    return _http_url(_endpoint(address, entity_path, None, None, None))
+    return _http_url(_endpoint(address, entity_path, None, None, None, ssl))
 
 
 def _endpoint(
-    address: str, entity_path: str | None, token_provider: Any, key_name: str | None, key: str | None
+    address: str,
+    entity_path: str | None,
+    token_provider: Any,
+    key_name: str | None,
+    key: str | None,
+    ssl: Literal[False] | None,
 ) -> Endpoint:
     return read_endpoint(
-        address, entity_path=entity_path, token_provider=token_provider, key_name=key_name, key=key, ssl=None
+        address, entity_path=entity_path, token_provider=token_provider, key_name=key_name, key=key, ssl=ssl
     )
 
 
