@@ -31,7 +31,7 @@ class RelayAuth(httpx.Auth):
             whole namespace.
         token_provider: gives tokens with the right Send: a `TokenProvider` or a credential of azure-identity.
         key_name, key: an authorization rule, instead of `token_provider`.
-        ssl: False for a relay without TLS, with a connection string or ``sb://``. Certificates are checked by the client.
+        ssl: False for a relay without TLS, with a connection string or ``sb://``. The client checks certificates.
 
     Raises:
         InvalidConnectionString, InvalidUrl, InvalidSetting: the arguments cannot be used.

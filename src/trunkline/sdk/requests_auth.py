@@ -29,7 +29,7 @@ class RelayAuth(AuthBase):
             whole namespace.
         token_provider: gives tokens with the right Send: a `TokenProvider` or a credential of azure-identity.
         key_name, key: an authorization rule, instead of `token_provider`.
-        ssl: False for a relay without TLS, with a connection string or ``sb://``. Certificates are checked by the client.
+        ssl: False for a relay without TLS, with a connection string or ``sb://``. The client checks certificates.
 
     Raises:
         InvalidConnectionString, InvalidUrl, InvalidSetting: the arguments cannot be used.
