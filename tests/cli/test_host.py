@@ -81,7 +81,7 @@ def test_host_serves_and_says_where(shop: Path, access: Access, get: Get, relay:
     with hosting(shop, access, "shop:app") as host:
         said = host.wait_for("Ctrl-C ends")
         assert f"serving shop:app on {relay.url}/{entity}/; Ctrl-C ends" in said
-        host.wait_for(f'curl -H "ServiceBusAuthorization: $(trunkline token)" {relay.url}/{entity}/')
+        host.wait_for(f'-H "ServiceBusAuthorization: $(trunkline token)" {relay.url}/{entity}/')
         assert get("") == (200, f"first /{entity}/")
         assert get("/nothing")[0] == 404
         assert host.interrupt() == 130
