@@ -334,9 +334,12 @@ class HttpService:
             async with asyncio.timeout(_LEAVE_WITHIN):
                 while requests := [each for each in self._requests if each._leg is None and each not in tried]:
                     tried.update(requests)
-                    await asyncio.wait([self.spawn(self._move(each)) for each in requests])
+                    await asyncio.wait([self.spawn(self.move(each)) for each in requests])
 
-    async def _move(self, request: HttpRequest) -> None:
+    async def move(self, request: HttpRequest) -> None:
+        """Give a request a rendezvous of its own, unless it has one or is answered."""
+        if request._leg is not None or request not in self._requests:
+            return
         if request._writer is not None:
             request._writer._flush()
             if request._writer._opening is not None:

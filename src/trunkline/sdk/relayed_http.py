@@ -135,6 +135,9 @@ class Way(Protocol):
     def spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Run `work` in a task, which ends with the listener."""
 
+    async def move(self, request: HttpRequest) -> None:
+        """Give a request a rendezvous of its own, unless it has one or is answered."""
+
     def hold(self, writer: ResponseWriter) -> None:
         """Call `ResponseWriter._flush` in FLUSH_AFTER seconds."""
 
@@ -256,14 +259,22 @@ class HttpRequest:
         """Done when nobody waits for the answer any more: the sender or the relay is gone.
 
         Known at once while a WebSocket of this request is open, that is, once its body did not fit in the control
-        channel, or the answer does not. Else the protocol has no word for a sender that leaves, and only the loss of
-        the control channel is seen. Never done by the end of the answer.
+        channel, or the answer does not, or with `watch`. Else the protocol has no word for a sender that leaves, and
+        only the loss of the control channel is seen. Never done by the end of the answer.
         """
         if self._disconnected is None:
             self._disconnected = asyncio.get_running_loop().create_future()
             if self._gone:
                 self._disconnected.set_result(None)
         return self._disconnected
+
+    def watch(self) -> None:
+        """Open a WebSocket for this request, if it has none, so that `disconnected` is known at once from then on.
+
+        It costs a connection to the relay, so it is for requests whose answer takes long.
+        """
+        if self._leg is None and not self._gone:
+            _ = self._way.spawn(self._way.move(self))
 
     # --- the body ---------------------------------------------------------------------------------------------
 

@@ -49,6 +49,7 @@ class Asked:
         self.answer_length: int | None = None
         self.written: list[bytes] = []
         self.ended = self.aborted = False
+        self.watched = 0
         # Cleared while the sender takes nothing.
         self.taking = asyncio.Event()
         self.taking.set()
@@ -59,6 +60,9 @@ class Asked:
     @property
     def is_disconnected(self) -> bool:
         return self.disconnected.done()
+
+    def watch(self) -> None:
+        self.watched += 1
 
     def leave(self) -> None:
         """The sender goes."""

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from trunkline.protocol.errors import EndpointNotFound, InvalidSetting
-from trunkline.sdk.asgi import AsgiHost, LifespanFailed, Served, serve
+from trunkline.sdk.asgi import AsgiHost, LifespanFailed, Served, http_exchange, serve
 from trunkline.sdk.asgi.scopes import Receive, Scope, Send
 from trunkline.testing import RelayNode, relay_node
 
@@ -145,6 +145,25 @@ async def test_application_is_served_again_after_the_relay_was_away() -> None:
         await node.until(lambda now: now["listeners"] == 1, timeout=20)
         async with asking(node) as http:
             assert (await http.get("/test")).text == "ok"
+
+
+async def test_application_hears_of_a_sender_that_leaves_before_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_exchange, "WATCH_AFTER", 0.01)
+    heard, served = asyncio.Event(), list[Served]()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http"
+        assert await receive() == {"type": "http.request", "body": b"", "more_body": False}
+        assert await receive() == {"type": "http.disconnect"}
+        heard.set()
+
+    async with relay_node() as node, AsgiHost(app, node.connection_string(), ssl=False, on_served=served.append):
+        async with asking(node) as http:
+            with pytest.raises(httpx.ReadTimeout):
+                await http.get("/test", timeout=0.3)
+        async with asyncio.timeout(20):
+            await heard.wait()
+    assert [(one.status, one.sent) for one in served] == [(0, 0)]
 
 
 async def test_application_waits_while_the_sender_takes_nothing() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from sdk.asgi.asked import Asked, endpoint
+from trunkline.sdk.asgi import http_exchange
 from trunkline.sdk.asgi.http_exchange import HttpExchange
 from trunkline.sdk.asgi.scopes import Application, Message, Mount, Receive, Scope, Send
 
@@ -111,6 +112,42 @@ async def test_sender_that_goes_is_told_and_the_rest_of_the_answer_is_dropped() 
     assert await run(application(work), asked) == [(200, 1)]
     assert events == ["http.disconnect"]
     assert asked.written == [b"a"] and asked.aborted and not asked.ended
+
+
+async def test_request_that_takes_long_is_watched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_exchange, "WATCH_AFTER", 0.01)
+    waits, looks, answered = Asked(body=[]), Asked(body=[]), Asked(body=[])
+
+    async def wait(receive: Receive, send: Send) -> None:
+        await receive()
+        async with asyncio.TaskGroup() as group:
+            waiting = group.create_task(event(receive))
+            while not waits.watched:  # noqa: ASYNC110, it is the condition itself
+                await asyncio.sleep(0)
+            waits.leave()
+        assert waiting.result() == {"type": "http.disconnect"}
+
+    async def look(receive: Receive, send: Send) -> None:
+        """As Starlette's `is_disconnected` does it, which never waits."""
+        await receive()
+        looks_until = asyncio.get_running_loop().time() + 0.05
+        while asyncio.get_running_loop().time() < looks_until:
+            async with asyncio.TaskGroup() as group:
+                looking = group.create_task(event(receive))
+                await asyncio.sleep(0)
+                looking.cancel()
+        looks.leave()
+
+    async def answer(receive: Receive, send: Send) -> None:
+        await receive()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(event(receive))
+            await send(START)
+            await send(body())
+
+    for work, asked, watched in ((wait, waits, 1), (look, looks, 1), (answer, answered, 0)):
+        await run(application(work), asked)
+        assert asked.watched == watched
 
 
 async def test_sender_that_goes_while_its_body_is_read_is_told() -> None:

@@ -12,6 +12,10 @@ from trunkline.sdk.relayed_http import HttpRequest, ResponseWriter
 
 log = logging.getLogger("trunkline.sdk.asgi")
 
+#: Seconds without an answer after which an application that waits for the sender's end is told of it at once. That
+#: costs a connection to the relay; before, the protocol has no word for a sender that leaves a small request.
+WATCH_AFTER = 5.0
+
 _FAILED = b"Internal Server Error"
 
 
@@ -44,6 +48,8 @@ class HttpExchange:
         self._sent = 0
         # What is missing of the Content-Length that the application gave; None where it gave none, or no body follows.
         self._missing: int | None = None
+        # When the request is to be watched, in seconds of the loop; None when that was done.
+        self._watch_at: float | None = asyncio.get_running_loop().time() + WATCH_AFTER
         # The answer is whole, or given up.
         self._is_over = False
         # Done then; made when somebody waits for it.
@@ -81,11 +87,26 @@ class HttpExchange:
         async with self._reading:
             if not self._body_ended and not self._is_over:
                 return await self._next_piece()
-        if not self._is_over:
-            if self._over is None:
-                self._over = asyncio.get_running_loop().create_future()
-            await asyncio.wait([self._request.disconnected, self._over], return_when=asyncio.FIRST_COMPLETED)
+        await self._end_of_all()
         return {"type": "http.disconnect"}
+
+    async def _end_of_all(self) -> None:
+        """Wait until the answer is over, or the sender has gone."""
+        if self._is_over:
+            return
+        loop = asyncio.get_running_loop()
+        if self._over is None:
+            self._over = loop.create_future()
+        ends = [self._request.disconnected, self._over]
+        if self._watch_at is not None and self._writer is None:
+            # Also for an application that looks from time to time, and never waits for long.
+            if (rest := self._watch_at - loop.time()) > 0:
+                done, _ = await asyncio.wait(ends, timeout=rest, return_when=asyncio.FIRST_COMPLETED)
+                if done:
+                    return
+            self._watch_at = None
+            self._request.watch()
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
 
     async def _next_piece(self) -> Message:
         if self._pieces is None:
