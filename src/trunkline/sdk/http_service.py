@@ -348,7 +348,8 @@ class HttpService:
         try:
             leg = await self.dial(request._command.address, request.tracking_id)
         except (RelayError, OSError) as error:
-            log.warning("%r: the rendezvous cannot be reached: %s", request, error)
+            if request in self._requests:  # not answered meanwhile
+                log.warning("%r: the rendezvous cannot be reached: %s", request, error)
             return
         if request not in self._requests:
             leg.close(1000, "")  # answered meanwhile
