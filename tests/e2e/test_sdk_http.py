@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -159,6 +160,58 @@ async def test_listener_that_closes_finishes_what_it_has_begun(streams: bool) ->
             answer = await sender.answer()
             assert (answer.status, answer.body) == (200, body)
         await closing
+
+
+async def test_listeners_that_replace_each_other_under_load_lose_no_request() -> None:
+    async def handler(request: HttpRequest) -> HttpResponse:
+        await asyncio.sleep(0.001)
+        return HttpResponse(200, await request.read())
+
+    async with quiet_node(listener_policy="balanced") as node, asyncio.TaskGroup() as tasks:
+        relay = http_cases.Relay.of(node)
+        done, served = asyncio.Event(), 0
+
+        async def send(number: int) -> None:
+            nonlocal served
+            body = content(number * 1000, "load")
+            async with relay.connect() as sender:
+                while not done.is_set():
+                    relay.ask(sender, None, "POST", body=body)
+                    answer = await sender.answer()
+                    assert (answer.status, answer.body) == (200, body), answer
+                    served += 1
+
+        listeners = [node.listener(http_handler=handler) for _ in range(6)]
+        await listeners[0].open()
+        for number in range(10):
+            tasks.create_task(send(number))
+        for old, new in itertools.pairwise(listeners):
+            before = served
+            while served < before + 20:  # noqa: ASYNC110 - whatever the speed of the machine
+                await asyncio.sleep(0.001)
+            await new.open()
+            await old.close(wait=10)
+        done.set()
+        await asyncio.sleep(0)
+        await node.until(lambda counts: counts["http_requests"] == 0)
+        await listeners[-1].close(wait=10)
+
+
+async def test_senders_of_a_listener_that_closes_at_once_get_503() -> None:
+    begun = asyncio.Event()
+
+    async def handler(request: HttpRequest) -> HttpResponse:
+        begun.set()
+        await asyncio.Event().wait()
+        return HttpResponse()
+
+    async with quiet_node() as node, node.listener(http_handler=handler) as listener:
+        relay = http_cases.Relay.of(node)
+        async with relay.connect() as sender:
+            relay.ask(sender)
+            await begun.wait()
+            await listener.close()
+            assert (await sender.answer()).status == 503
 
 
 async def test_requests_and_connections_share_a_listener() -> None:

@@ -100,6 +100,27 @@ def test_text_where_a_body_was_due_is_a_violation(data: bytes) -> None:
     )
 
 
+def test_requests_on_their_way_are_delivered_to_a_listener_that_has_left_in_order() -> None:
+    channel = listener_end()
+    channel.close(1.0)
+    assert (
+        Playbook(channel)
+        >> event.receive(text(accept()) + text(REQUEST), 1.0)
+        >> event.receive(from_relay(Opcode.BINARY, b"body") + text(EMPTY_REQUEST), 1.0)
+        << Requested(REQUEST, b"body")
+        << Requested(EMPTY_REQUEST, None)
+        >> event.receive(from_relay(Opcode.TEXT, b"nonsense") + text(EMPTY_REQUEST), 1.0)
+        >> event.receive(from_relay(Opcode.CLOSE, close_payload(1000)), 1.0)
+        << CloseTransport()
+    )
+
+
+def test_nothing_is_delivered_to_a_listener_that_has_left_for_a_violation() -> None:
+    channel = listener_end()
+    channel.receive(from_relay(Opcode.TEXT, b"nonsense"), 1.0)
+    assert Playbook(channel) >> event.receive(text(EMPTY_REQUEST), 1.0)
+
+
 def test_answer_and_its_body_are_written_together() -> None:
     relay = relay_end()
     channel = listener_end()

@@ -22,6 +22,7 @@ from trunkline.protocol.errors import (
 )
 from trunkline.protocol.messages import Response
 from trunkline.protocol.relayed_http import (
+    LEAVER_PATIENCE,
     SMALL_BODY,
     TRANSITIONS,
     Abort,
@@ -411,6 +412,69 @@ def test_a_listener_that_has_opened_the_address_may_answer_without_its_control_c
     assert Playbook(machine) >> event.listener_lost("a", 3.0) >> event.response(response(), 4.0) << Answer << FAREWELL
 
 
+def test_a_listener_that_has_closed_in_order_may_come_to_answer_what_it_was_told() -> None:
+    machine = told()
+    assert (
+        Playbook(machine)
+        >> event.listener_lost("a", 2.0, in_order=True)
+        >> event.tick(2.0 + LEAVER_PATIENCE / 2)
+        >> event.fetched(4.0)
+        << AnswerListener()
+        >> event.tick(3.0 + LEAVER_PATIENCE)
+        >> event.response(response(), 6.0)
+        << Answer
+        << FAREWELL
+    )
+
+
+def test_one_that_does_not_come_then_is_waited_for_no_longer() -> None:
+    assert (
+        Playbook(told())
+        >> event.listener_lost("b", 2.0, in_order=True)
+        >> event.tick(3.0 + LEAVER_PATIENCE)
+        >> event.listener_lost("a", 6.0, in_order=True)
+        >> event.tick(5.9 + LEAVER_PATIENCE)
+        >> event.tick(6.0 + LEAVER_PATIENCE)
+        << Refusal(ConnectionLost)
+    )
+
+
+def test_one_that_closed_in_order_while_it_was_told_may_come_too() -> None:
+    machine = request()
+    machine.start()
+    assert (
+        Playbook(machine)
+        >> event.listener_lost("a", 0.5, in_order=True)
+        >> event.placed("a", 1.0)
+        >> event.fetched(2.0)
+        << AnswerListener()
+    )
+
+
+def test_one_that_closed_in_order_and_has_only_an_address_is_not_waited_for() -> None:
+    assert Playbook(redirected()) >> event.listener_lost("a", 2.0, in_order=True) << Place(frozenset("a"), None)
+
+
+def test_another_than_the_one_that_closed_in_order_is_lost_at_once() -> None:
+    machine = request()
+    machine.start()
+    assert (
+        Playbook(machine)
+        >> event.listener_lost("a", 0.4)
+        >> event.listener_lost("b", 0.5, in_order=True)
+        >> event.placed("a", 1.0)
+        << Refusal(ConnectionLost)
+    )
+    machine = request()
+    machine.start()
+    assert (
+        Playbook(machine)
+        >> event.listener_lost("b", 0.5, in_order=True)
+        >> event.placed("a", 1.0)
+        >> event.tick(2.0 + LEAVER_PATIENCE)
+    )
+
+
 # -- the end before the end
 
 
@@ -638,7 +702,9 @@ happenings = st.one_of(
     st.builds(lambda who, now: event.placed(who, now), listeners, times),
     st.builds(lambda error: event.not_placed(error()), errors),
     st.builds(lambda now, deposed: event.not_fetched(now, deposed=deposed), times, st.booleans()),
-    st.builds(lambda who, now: event.listener_lost(who, now), listeners, times),
+    st.builds(
+        lambda who, now, in_order: event.listener_lost(who, now, in_order=in_order), listeners, times, st.booleans()
+    ),
     st.builds(lambda now: event.fetched(now), times),
     st.just(event.rendezvous_ended()),
     st.builds(lambda slow, now: event.listener_is_slow(slow, now), st.booleans(), times),

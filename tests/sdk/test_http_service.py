@@ -688,7 +688,21 @@ async def test_request_that_is_answered_while_the_listener_leaves_is_answered_on
             control.close()
 
 
-async def test_close_without_a_wait_cancels_the_handlers() -> None:
+async def test_request_on_its_way_to_a_listener_that_leaves_is_answered_over_its_rendezvous() -> None:
+    async with RelayStub() as relay, online(relay, http_handler=hello) as (listener, control):
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(listener.close(wait=WITHIN))
+            assert (await control.close_frame()).code == 1000
+            control.request(address(relay))
+            leg = await arrived(relay)
+            assert (await leg.response())[1] == b"hello"
+            assert (await leg.close_frame()).code == 1000
+            leg.send_close()
+            control.send_close()
+            control.close()
+
+
+async def test_close_without_a_wait_answers_503_and_cancels_the_handlers() -> None:
     ended: list[str] = []
     begun = asyncio.Event()
 
@@ -705,10 +719,14 @@ async def test_close_without_a_wait_cancels_the_handlers() -> None:
         await begun.wait()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(listener.close())
+            response, body = await control.response()
+            assert (response["statusCode"], body) == (503, f"The listener closes. TrackingId:{REQUEST_ID}\n".encode())
             assert (await control.close_frame()).code == 1000
+            control.request(address(relay))
             control.send_close()
             control.close()
         assert ended == ["cancelled"]
+        assert relay.idle()
 
 
 async def test_handler_may_close_its_own_listener() -> None:

@@ -14,7 +14,8 @@ are seconds on one clock of the caller's choice; call `tick` about once a second
 shorter).
 
 How a channel ends. `Ended` comes exactly once, with the first sign of the end: the peer's Close, our own Close, a
-violation, silence, or the loss of the transport. From then on the channel offers and delivers nothing.
+violation, silence, or the loss of the transport. From then on the channel offers and delivers nothing; only requests
+that were on their way when a listener left in order are delivered until the relay has read that.
 `CloseTransport` or `AbortTransport` comes when the socket is to be let go, which after our own Close is when the peer
 has answered it or five seconds have passed. A violation by the peer raises nothing: it is one of the ends.
 `Ended.loss` says whether the listener was lost or left in order: in order is a Close with 1000, with 1001 or without
@@ -605,6 +606,8 @@ class ListenerControlChannel(_End):
         self._renew_at = self._time_to_renew(now)
         # A request whose body has not come yet: the next message is it.
         self._body_due: Request | None = None
+        # This end has closed in order.
+        self._leaving = False
 
     def __repr__(self) -> str:
         expiry = "" if self.expires_at is None else f" expires_at={self.expires_at:.0f}"
@@ -643,8 +646,21 @@ class ListenerControlChannel(_End):
         return [Send(head.data + self._frame(Opcode.BINARY, body).data)] if response.body else [head]
 
     def close(self, now: float) -> list[Command]:
-        """Leave in order. Offers that are still on their way here go to another listener."""
+        """Leave in order. Offers that are still on their way here go to another listener.
+
+        A request is told to no other listener, because this one may have acted on it. Those on their way are delivered,
+        and can be answered by their rendezvous.
+        """
+        self._leaving = True
         return self._close(1000, "The listener closes", now, Cause.CLOSED, loss=False)
+
+    def _data(self, message: Message, now: float) -> list[Command]:
+        if self.state is State.CLOSING and self._leaving:
+            try:
+                return [each for each in self._message(message, now) if isinstance(each, Requested)]
+            except ProtocolViolation:
+                self._leaving = False
+        return super()._data(message, now)
 
     def _message(self, message: Message, now: float) -> list[Command]:
         due, self._body_due = self._body_due, None

@@ -43,6 +43,9 @@ SMALL_BODY = 65_536
 #: Seconds that a small body may take to come, before its listener is told to fetch it.
 BODY_PATIENCE = 0.1
 
+#: Seconds in which a listener that has closed its control channel in order may come to answer what it was told.
+LEAVER_PATIENCE = 3.0
+
 
 class State(enum.Enum):
     """Where a request stands."""
@@ -265,6 +268,7 @@ class RelayedRequest:
         "_body_length",
         "_body_whole",
         "_excluded",
+        "_leaver",
         "_listener_is_slow",
         "_pieces",
         "_redirect",
@@ -322,6 +326,8 @@ class RelayedRequest:
         self._sender_is_slow = False
         # Listeners that did not come for the request, or were lost: not to be asked again.
         self._excluded: frozenset[str] = frozenset()
+        # The listener that has closed its control channel in order, and when.
+        self._leaver: tuple[str, float] | None = None
         # What became of the one asked last: what the sender is told when nobody is left.
         self._setback: RelayError | None = None
 
@@ -401,7 +407,8 @@ class RelayedRequest:
             if self._redirect:
                 self._setback = self._lost()
                 return [Place(self._excluded, None)]
-            return self._fail(Event.NOT_PLACED, self._lost(), None)
+            if self._leaver is None or self._leaver[0] != listener_id:
+                return self._fail(Event.NOT_PLACED, self._lost(), None)
         if self._happens(Event.REDIRECTED if self._redirect else Event.TOLD):
             self.listener_id = listener_id
         return []
@@ -430,12 +437,20 @@ class RelayedRequest:
             return self._ask_another(ResponseTimedOut(tracking_id=self.tracking_id), now)
         return self._fail(Event.TIMED_OUT, ResponseTimedOut(), None)
 
-    def listener_lost(self, listener_id: str, now: float) -> list[Command]:
+    def listener_lost(self, listener_id: str, now: float, *, in_order: bool = False) -> list[Command]:
         """The control channel of this listener ended.
 
         One that has not fetched the request cannot have seen it, and another one is asked. Whoever has opened the
-        address may still answer there.
+        address may still answer there, and one that has closed in order may yet come to open it: it may have had the
+        request in hand when it closed (our SDK's listener finishes those).
+
+        Args:
+            listener_id: whose.
+            now: seconds.
+            in_order: the listener itself has closed it, with 1000, 1001 or without a code.
         """
+        if in_order and (self.state is State.PLACING or listener_id == self.listener_id):
+            self._leaver = (listener_id, now)
         if self.state is State.PLACING:
             # Perhaps the one that is being told right now: `placed` will say.
             self._excluded |= {listener_id}
@@ -445,6 +460,8 @@ class RelayedRequest:
             self._happens(Event.LISTENER_LOST)
             self._asking = False
             return self._ask_another(self._lost(), now)
+        if in_order and self.state is State.TOLD:
+            return []
         return self._fail(Event.LISTENER_LOST, self._lost(), None)
 
     # -- the rendezvous
@@ -540,6 +557,10 @@ class RelayedRequest:
 
     def tick(self, now: float) -> list[Command]:
         """Time has passed."""
+        if self._leaver is not None and self.state is State.TOLD and not self._rendezvous:
+            who, since = self._leaver
+            if who == self.listener_id and now - since >= LEAVER_PATIENCE:
+                return self._fail(Event.LISTENER_LOST, self._lost(), None)
         waited = now - self._since
         uploading = not self._body_whole and self.state is State.FETCHED and not self._listener_is_slow
         limit = self._body_idle_timeout if uploading or self.state is State.ANSWERING else self._response_timeout

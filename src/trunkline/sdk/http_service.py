@@ -104,6 +104,8 @@ class HttpService:
 
     def requested(self, channel: ControlChannel, requested: Requested) -> None:
         """A control channel brings a request."""
+        if self._stopping:
+            return
         command = requested.request
         refusal = self._refusal()
         if command.method is None:
@@ -118,7 +120,9 @@ class HttpService:
                 channel.respond(*error_answer(command, *refusal, refusal[1]))
         else:
             self._in_hand += 1
-            _ = self.spawn(self._serve(self._request(channel, command, requested.body or b"", None)))
+            request = self._request(channel, command, requested.body or b"", None)
+            # After the end of the channel: it was on its way when the listener left.
+            _ = self.spawn(self._serve_late(request) if channel.ended.done() else self._serve(request))
 
     def channel_ended(self, channel: ControlChannel) -> None:
         """The relay has given up what it asked for on `channel` and what has no rendezvous."""
@@ -172,6 +176,11 @@ class HttpService:
             if leg is not None:
                 leg.close(1011, "The request did not come in time")
             return None
+
+    async def _serve_late(self, request: HttpRequest) -> None:
+        """Serve a request that can be answered by its rendezvous alone."""
+        await self._move(request)
+        await self._serve(request)
 
     async def _serve(self, request: HttpRequest) -> None:
         """Ask the handler and send its answer."""
@@ -263,7 +272,11 @@ class HttpService:
         """Answer on the control channel that brought the request."""
         channel = request._channel
         assert isinstance(channel, ControlChannel)
-        channel.respond(response, body)
+        try:
+            channel.respond(response, body)
+        except ConnectionLost:
+            request._lose()
+            raise
 
     async def dial(self, address: str, tracking_id: str) -> HttpLeg:
         """Go to the rendezvous of a request. No token goes along: the address itself is the permission."""
@@ -323,6 +336,13 @@ class HttpService:
         task = asyncio.current_task()
         assert task is not None
         self._closers.add(task)
+
+    def give_up(self) -> None:
+        """Answer what is in hand with 503, as long as there is the control channel to do so."""
+        for request in list(self._requests):
+            if request._leg is None and (request._writer is None or request._writer._opening is None):
+                self._fail(request, *_CLOSING)
+                request._lose()
 
     async def leave(self) -> None:
         """Give each request in hand a rendezvous of its own, so that it can be answered without the control channel.

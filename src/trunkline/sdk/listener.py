@@ -274,8 +274,8 @@ class HybridConnectionListener:
         """Leave the relay: take no more offers, close the control channel with 1000. Safe to call again.
 
         Accepted connections are the application's and stay open; those that nobody has taken with `accept` are
-        closed with 1011. HTTP requests in hand are finished within `wait`; then their handlers are cancelled. A request
-        that the relay sends in the moment of the close gets 502 from it.
+        closed with 1011. HTTP requests in hand, and those that the relay sends in this moment, are finished within
+        `wait`; then their handlers are cancelled.
 
         Args:
             wait: seconds to wait for the requests in hand, and then the accepted connections, to end by themselves.
@@ -284,7 +284,9 @@ class HybridConnectionListener:
         self._closing = True
         self._http.spare()
         self._finish_until = max(self._finish_until, until)
-        if wait and self._channel is not None:
+        if not wait:
+            self._http.give_up()
+        elif self._channel is not None:
             await self._http.leave()
         if self._runner is not None:
             if self._channel is not None:
@@ -373,6 +375,8 @@ class HybridConnectionListener:
                 self._become(ListenerState.OFFLINE)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(max(0.0, self._finish_until - self._clock.monotonic())):
+                        if self._channel is not None:
+                            await asyncio.shield(self._channel.closed)  # until then, requests may be on their way
                         await self._http.drained()
                 await self._http.stop()
             if self._channel is not None:

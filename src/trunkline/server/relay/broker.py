@@ -22,6 +22,7 @@ from typing import Any
 
 from trunkline.protocol import control_channel as core
 from trunkline.protocol import rendezvous
+from trunkline.protocol.causes import Cause
 from trunkline.protocol.errors import (
     AuthorizationFailed,
     EndpointDisabled,
@@ -291,7 +292,7 @@ class Broker:
             self._splicing.listener_lost(channel.id, f"the listener's control channel was lost: {ended.reason}")
         for meeting in list(self._meetings.values()):
             meeting.listener_lost(channel.id)
-        self.http.listener_lost(channel.id)
+        self.http.listener_lost(channel.id, in_order=ended.cause is Cause.CLOSED)
 
     def _channel_gone(self, channel: ControlChannel) -> None:
         self.channels.discard(channel)

@@ -147,10 +147,10 @@ class HttpRelays:
             return
         relay.responded(response, body)
 
-    def listener_lost(self, listener: str) -> None:
-        """A control channel ended."""
+    def listener_lost(self, listener: str, *, in_order: bool) -> None:
+        """A control channel ended. `in_order`: the listener has closed it itself."""
         for relay in list(self._in_flight.values()):
-            relay.listener_lost(listener)
+            relay.listener_lost(listener, in_order=in_order)
 
     def withdraw(self, which: Callable[[Admitted], bool], error: RelayError) -> None:
         """End what `which` picks: refused, or cut where a part of its response has gone out."""
@@ -334,9 +334,9 @@ class HttpRelay:
         if self._leg is not None:
             self._leg.start()
 
-    def listener_lost(self, listener: str) -> None:
-        """A control channel ended."""
-        self._run(self._machine.listener_lost(listener, self._now()))
+    def listener_lost(self, listener: str, *, in_order: bool) -> None:
+        """A control channel ended. `in_order`: the listener has closed it itself."""
+        self._run(self._machine.listener_lost(listener, self._now(), in_order=in_order))
 
     def rendezvous_response(self, response: Response) -> None:
         self._run(self._machine.response(response, self._now()))
