@@ -179,7 +179,7 @@ class HttpService:
 
     async def _serve_late(self, request: HttpRequest) -> None:
         """Serve a request that can be answered by its rendezvous alone."""
-        await self._move(request)
+        await self.move(request)
         await self._serve(request)
 
     async def _serve(self, request: HttpRequest) -> None:
