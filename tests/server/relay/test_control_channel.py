@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from typing import cast
 
 import pytest
 
@@ -293,7 +294,7 @@ async def test_a_listener_with_too_many_unread_offers_is_told_of_no_more(monkeyp
         transport = wedged._transport
         assert transport is not None
         senders = []
-        while transport.get_write_buffer_size() <= 100_000:
+        while transport.get_write_buffer_size() + wedged._unwritten_size <= 100_000:
             senders.append(await relay.dial_sender(headers=[("X-Fill", "x" * 30_000)]))
             await until(lambda: relay.directory.counts()["senders"] == len(senders))
         await relay.pair(standby)
@@ -322,3 +323,42 @@ async def test_other_limits_are_taken_over_and_what_they_make_due_is_done() -> N
         channel_of(relay).take_limits(resolve("default", {"token_grace": 30, "control_idle_timeout": 0}))
         close = (await listener.frame()).close
         assert close.code == 1008 and close.reason.startswith("ExpiredToken")
+
+
+async def test_what_a_listener_is_told_in_one_turn_of_the_loop_is_written_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        channel = channel_of(relay)
+        sender = await relay.dial_sender()
+        await listener.offer()
+        (meeting,) = relay.broker._meetings.values()
+        transport = channel._transport
+        assert transport is not None
+        written: list[bytes] = []
+        channel._transport = cast(asyncio.Transport, Recording(transport, written))
+        assert all(channel.deliver(meeting.offer) for _ in range(3))
+        channel.close(ServerBusy(), loss=False)
+        assert not written
+        await until(lambda: bool(written))
+        for _ in range(3):
+            await listener.offer()
+        assert (await listener.frame()).close.code == ServerBusy.close_code
+        assert len(written) == 1
+        sender.reset()
+
+
+class Recording:
+    """A transport whose writes are seen."""
+
+    def __init__(self, transport: asyncio.Transport, written: list[bytes]) -> None:
+        self._transport = transport
+        self._written = written
+
+    def write(self, data: bytes) -> None:
+        self._written.append(data)
+        self._transport.write(data)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._transport, name)

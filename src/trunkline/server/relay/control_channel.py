@@ -91,6 +91,9 @@ class ControlChannel(asyncio.BufferedProtocol):
         # What was read and is not taken in yet, from `_taken` on; the next turn of the loop goes on with it.
         self._read = b""
         self._taken = 0
+        # What was sent in this turn of the loop, and its bytes.
+        self._unwritten: list[bytes] = []
+        self._unwritten_size = 0
         # The listener does not read what is written.
         self._congested = False
         self._reading = True
@@ -126,7 +129,7 @@ class ControlChannel(asyncio.BufferedProtocol):
         return (self.facts.remote[0], self.facts.grant.rule, self.facts.guid)
 
     def deliver(self, offer: Offer) -> bool:
-        if self._transport is None or self._transport.get_write_buffer_size() > BACKLOG:
+        if self._transport is None or self._transport.get_write_buffer_size() + self._unwritten_size > BACKLOG:
             return False
         try:
             self._run(self._told(offer) if offer.request is None else self._asked(offer, offer.request))
@@ -295,15 +298,15 @@ class ControlChannel(asyncio.BufferedProtocol):
     def _run_one(self, command: core.Command) -> None:
         match command:
             case core.Send(data):
-                if self._transport is not None and not self._transport.is_closing():
-                    self.bytes_sent += len(data)
-                    self._transport.write(data)
+                self._send(data)
             case core.CheckToken(token):
                 self.renewals += 1
                 self._on_token(self, token)
             case core.CloseTransport():
                 self._close_transport()
             case core.AbortTransport():
+                # A Close may go ahead of it.
+                self._write()
                 self.abort()
             case core.Ended():
                 self._on_ended(self, command)
@@ -313,7 +316,26 @@ class ControlChannel(asyncio.BufferedProtocol):
                 # What only the listener's end is told.
                 pass
 
+    def _send(self, data: bytes) -> None:
+        """Write `data` with what else comes in this turn of the loop.
+
+        To write is a call of the system and wakes the listener: with many requests at once, most of what they cost.
+        """
+        if self._transport is None or self._transport.is_closing():
+            return
+        self.bytes_sent += len(data)
+        if not self._unwritten:
+            asyncio.get_running_loop().call_soon(self._write)
+        self._unwritten.append(data)
+        self._unwritten_size += len(data)
+
+    def _write(self) -> None:
+        unwritten, self._unwritten, self._unwritten_size = self._unwritten, [], 0
+        if unwritten and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(unwritten[0] if len(unwritten) == 1 else b"".join(unwritten))
+
     def _close_transport(self) -> None:
+        self._write()
         if self._transport is not None and self._farewell is None:
             self._farewell = Farewell(self._transport)
             # What still comes is read and dropped.
