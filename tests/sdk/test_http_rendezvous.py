@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -144,3 +146,20 @@ async def test_silent_leg_pings_and_an_unanswered_close_is_cut() -> None:
         clock.advance(5.5)
         leg.tick()
         await leg.closed
+
+
+async def test_leg_that_is_closed_leaves_nothing_to_the_garbage_collector() -> None:
+    gc.disable()
+    try:
+        async with a_leg() as (leg, peer):
+            leg.answer(ANSWER, b"whole")
+            await peer.response()
+            assert (await peer.close_frame()).code == 1000
+            peer.send_close()
+            await peer.eof()
+            await leg.closed
+            gone = weakref.ref(leg)
+        del leg
+        await until(lambda: gone() is None)
+    finally:
+        gc.enable()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -762,6 +764,45 @@ async def test_request_is_answered_once() -> None:
         control.request(address(relay))
         assert (await control.response())[1] == b"once"
         await until(lambda: faults == ["none"])
+
+
+@pytest.mark.parametrize("fetched", [False, True])
+@pytest.mark.parametrize("way", ["whole", "pushed", "long", "streamed"])
+async def test_request_that_is_over_leaves_nothing_to_the_garbage_collector(way: str, fetched: bool) -> None:
+    requests: list[weakref.ref[HttpRequest]] = []
+
+    async def handler(request: HttpRequest) -> HttpResponse | None:
+        requests.append(weakref.ref(request))
+        await request.read()
+        match way:
+            case "whole":
+                return HttpResponse(200, b"whole")
+            case "long":
+                return HttpResponse(200, BIG)
+            case "streamed":
+                return HttpResponse(200, pieces_of(BIG, b"", b"more"))
+        answer = await request.respond(200)
+        await answer.write(b"pushed")
+        await answer.end()
+        return None
+
+    gc.disable()
+    try:
+        async with RelayStub() as relay, online(relay, http_handler=handler) as (_, control):
+            if fetched:
+                leg = await told(relay, control, method="PUT", body=BIG)
+            else:
+                control.request(address(relay), method="PUT", body=b"small")
+                leg = await arrived(relay) if way in ("long", "streamed") else control
+            assert (await leg.response())[1]
+            if leg is not control:
+                assert (await leg.close_frame()).code == 1000
+                leg.send_close()
+                await leg.eof()
+            [request] = requests
+            await until(lambda: request() is None)
+    finally:
+        gc.enable()
 
 
 def test_max_requests_must_be_at_least_one() -> None:

@@ -216,6 +216,7 @@ class HttpService:
         finally:
             self._requests.discard(request)
             self._in_hand -= 1
+            request._finish()
 
     async def _answer(self, request: HttpRequest, answer: HttpResponse) -> None:
         if request._writer is not None:

@@ -156,6 +156,7 @@ class HttpRequest:
         "_headers",
         "_leg",
         "_on_gone",
+        "_over",
         "_source",
         "_too_long",
         "_way",
@@ -178,6 +179,8 @@ class HttpRequest:
         self._headers: CaseInsensitiveHeaders | None = None
         self._writer: ResponseWriter | None = None
         self._gone = False
+        # The handler has returned.
+        self._over = False
         # The body was longer than the handler wanted to read.
         self._too_long = False
         # Made when somebody asks for it.
@@ -334,7 +337,7 @@ class HttpRequest:
             HeadersTooLarge: the head is longer than a command may be (64 KiB). Another one may be tried.
             RuntimeError: the request is answered already.
         """
-        if self._writer is not None:
+        if self._writer is not None or self._over:
             raise RuntimeError("A request is answered once")
         pairs = _pairs(headers)
         if length is not None and not has_header(pairs, "content-length"):
@@ -362,6 +365,14 @@ class HttpRequest:
         leg.on_lost = self._lose
         if leg.ended is not None:
             self._lose()
+
+    def _finish(self) -> None:
+        """The handler has returned: hold nothing that holds this."""
+        self._over = True
+        self._writer = None
+        self._on_gone = None
+        if self._leg is not None:
+            self._leg.on_lost = None
 
     def _lose(self) -> None:
         """Nobody waits for the answer any more."""

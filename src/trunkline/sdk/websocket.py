@@ -301,7 +301,9 @@ class Link(asyncio.Protocol):
         if self._body is not None and not self._body.done():
             self._body.set_result(None)
         if self._receiver is not None:
-            self._receiver.connection_lost(exc)
+            # Not kept: the two hold each other, and would wait for the garbage collector.
+            receiver, self._receiver = self._receiver, None
+            receiver.connection_lost(exc)
 
     def pause_writing(self) -> None:
         self._drained = asyncio.get_running_loop().create_future()
