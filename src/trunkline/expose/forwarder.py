@@ -110,7 +110,7 @@ class _Exchange:
         self._rules = rules
         self._pool = pool
         self._public_path = rules.public_path(request.headers, request.entity)
-        self._path = target_path(request.target, request.entity, keep=rules.keeps_entity(request.headers))
+        self._path = target_path(request.target, request.entity, keep=rules.keep_path)
         self._writer: ResponseWriter | None = None
         self._status = 0
         self._received = 0

@@ -56,7 +56,8 @@ class HeaderRules:
         preserve_host: send the ``Host`` that the sender used.
         host: send this ``Host``.
         trust_forwarded: keep what the sender says in ``X-Forwarded-*``: a gateway in front of the relay writes them.
-        keep_path: the path goes to the target as it is, so that there is no prefix to tell.
+        keep_path: the path goes to the target as the relay hands it over, below that of the hybrid connection whatever
+            host was asked, so that there is no prefix to tell and nothing beside it can be reached.
         scheme: of the public address, ``https`` or ``http``.
         pseudonym: our name in ``Via``.
     """
@@ -81,10 +82,6 @@ class HeaderRules:
             return PublicPath(said.rstrip("/"))
         return PublicPath(f"/{entity}")
 
-    def keeps_entity(self, headers: Mapping[str, str]) -> bool:
-        """Whether the path for the target begins with the entity: it is to stay, and the sender wrote it."""
-        return self.keep_path and not _is_own_host(headers)
-
     def is_loop(self, headers: Mapping[str, str]) -> bool:
         """Whether we have forwarded this request before: the target leads back to the relay."""
         return any(self.pseudonym in each.split() for each in headers.get("Via", "").split(","))
@@ -102,7 +99,12 @@ class HeaderRules:
         dropped = _HOP_BY_HOP | _REPLACED | _FORWARDED | _HANDSHAKE | named
         host = self.host or (sender_host if self.preserve_host else "") or self.target.authority
         result = [("Host", host)]
-        result += [(name, _as_utf8(value)) for name, value in headers.items() if name.lower() not in dropped]
+        # WSGI and CGI servers take X_Forwarded_For for X-Forwarded-For: what is ours to say, nobody says with a "_".
+        result += [
+            (name, _as_utf8(value))
+            for name, value in headers.items()
+            if (lower := name.lower()) not in dropped and ("_" not in lower or lower.replace("_", "-") not in dropped)
+        ]
         said = {name: headers.get(name, "") for name in _FORWARDED} if self.trust_forwarded else {}
         chain = ", ".join(filter(None, (said.get("x-forwarded-for"), remote)))
         for name, value in (

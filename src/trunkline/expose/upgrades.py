@@ -93,7 +93,7 @@ class Upgrades:
 
     def _path_of(self, incoming: IncomingConnection) -> str:
         query = f"?{incoming.query}" if incoming.query else ""
-        prefix = f"/{self._entity}" if self._rules.keeps_entity(incoming.headers) else ""
+        prefix = f"/{self._entity}" if self._rules.keep_path else ""
         return target_path(f"{prefix}/{incoming.suffix}{query}", self._entity, keep=True)
 
     async def serve(self, connection: Connection) -> None:
