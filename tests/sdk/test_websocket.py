@@ -250,7 +250,17 @@ async def test_nobody_there_is_the_operating_systems_own_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://localhost/", "ws:///x", "wss://h:99999/", "ws://h/\xe9", "nothing", "ws://[::1/"]
+    "url",
+    [
+        "http://localhost/",
+        "ws:///x",
+        "wss://h:99999/",
+        "ws://h/\xe9",
+        "nothing",
+        "ws://[::1/",
+        "ws://a..b/",
+        f"ws://{'a' * 64}/",
+    ],
 )
 async def test_address_that_is_no_websocket_url_is_refused(url: str) -> None:
     with pytest.raises(InvalidSetting):

@@ -148,17 +148,22 @@ class HttpService:
 
     async def _serve_fetched(self, channel: ControlChannel, told: Request) -> None:
         """Get the request that the relay told of from its rendezvous, and serve it there."""
-        fetched = await self._fetch(told)
-        if fetched is None:
-            self._in_hand -= 1
-        else:
+        fetched = None
+        try:
+            fetched = await self._fetch(told)
+        finally:
+            if fetched is None:
+                self._in_hand -= 1
+        if fetched is not None:
             command, leg = fetched
             await self._serve(self._request(channel, command, b"", leg))
 
     async def _refuse_fetched(self, told: Request, refusal: tuple[int, str]) -> None:
         """The answer to such a request has to be given there, too."""
-        fetched = await self._fetch(told)
-        self._refusing -= 1
+        try:
+            fetched = await self._fetch(told)
+        finally:
+            self._refusing -= 1
         if fetched is not None:
             command, leg = fetched
             with contextlib.suppress(ConnectionLost):

@@ -490,8 +490,12 @@ class ResponseWriter:
     # --- inside -----------------------------------------------------------------------------------------------
 
     def _check(self) -> None:
+        self._check_way()
         if self._ended:
             raise RuntimeError("The answer has ended")
+
+    def _check_way(self) -> None:
+        """Raise ConnectionLost where nobody waits for the answer any more."""
         if self._error is not None:
             raise ConnectionLost(
                 f"The rendezvous of the request cannot be reached: {self._error}",
@@ -563,9 +567,7 @@ class ResponseWriter:
         await asyncio.wait([self._opening])
         if not self._opening.cancelled():
             self._opening.result()
-        ended, self._ended = self._ended, False
-        self._check()
-        self._ended = ended
+        self._check_way()
 
     def _break_off(self, status: int, words: str) -> None:
         """End without a whole answer: with another one where nothing has gone out, else with a break."""

@@ -418,6 +418,10 @@ def _read_url(url: str) -> WebSocketURI:
         raise InvalidSetting(f"The address cannot be read: {error}") from None
     if parts.scheme not in ("ws", "wss") or not parts.hostname or not url.isascii():
         raise InvalidSetting("The address is no ws:// or wss:// URL in ASCII")
+    try:
+        parts.hostname.encode("idna")  # as the look-up does
+    except UnicodeError:
+        raise InvalidSetting("The host of the address has a label that is empty or too long") from None
     secure = parts.scheme == "wss"
     return WebSocketURI(secure, parts.hostname, port or (443 if secure else 80), parts.path, parts.query)
 
