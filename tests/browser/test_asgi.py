@@ -6,19 +6,10 @@ import asyncio
 
 import pytest
 
-from browser.chromium import Chromium, Program, find_chromium, key_hash
+from browser.chromium import Chromium, Program, key_hash
 from browser.page_app import make_app
-from required_program import required
 from trunkline.sdk.asgi import AsgiHost
 from trunkline.testing import relay_node
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Program:
-    """The browser. In CI it must be there; elsewhere these tests are skipped."""
-    return required(
-        find_chromium(), "the browser tests need Chromium, or Linux on x86-64 with Node 18 or newer and npm"
-    )
 
 
 @pytest.mark.parametrize("address", ["path", "host"])

@@ -45,11 +45,13 @@ async def application(app: Any, **config: Any) -> AsyncIterator[Target]:
 async def exposed(
     target: Target, *, node: RelayNode | None = None, **rules: Any
 ) -> AsyncIterator[tuple[RelayNode, Watching]]:
-    """A target behind a node of its own."""
+    """A target behind a node of its own, whose first hybrid connection it is."""
     watching = Watching()
+    node = node or relay_node("myHC")
+    rules = {"scheme": "https" if node.tls else "http", **rules}
     async with (
-        node or relay_node("myHC") as relay,
-        Exposure(HeaderRules(target, scheme="http", **rules), watching, entity="myHC") as exposure,
+        node as relay,
+        Exposure(HeaderRules(target, **rules), watching, entity=relay.entity) as exposure,
         relay.listener(**exposure.handlers) as listener,
         asyncio.TaskGroup() as group,
     ):
