@@ -36,6 +36,7 @@ class Played:
     exposure: Exposure
     #: What it was asked.
     requests: list[web.Request]
+    serving: asyncio.Task[None]
 
     @property
     def client(self) -> HybridConnectionClient:
@@ -76,9 +77,9 @@ async def exposed(
             node.listener(**exposure.handlers) as listener,
             asyncio.TaskGroup() as group,
         ):
-            group.create_task(listener.serve(exposure.serve))
+            serving = group.create_task(listener.serve(exposure.serve))
             try:
-                yield Played(node, port, watching, exposure, requests)
+                yield Played(node, port, watching, exposure, requests, serving)
             finally:
                 await listener.close()
     finally:
@@ -306,6 +307,26 @@ async def test_what_is_left_at_the_end_is_let_go() -> None:
         accept = Accept("ws://relay/$hc/myHC?", f"{uuid.uuid4()}", {}, RemoteEndpoint("192.0.2.7", 1))
         await it.exposure.handlers["accept_handler"](IncomingConnection(accept, "myHC"))
     assert await seen == 1001
+
+
+async def test_end_of_the_program_is_told_to_both_sides() -> None:
+    seen: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+
+    async def play(websocket: web.WebSocketResponse) -> None:
+        await websocket.send_str("hello")
+        message = await websocket.receive()
+        seen.set_result(message.data)
+        await websocket.close(code=1000)
+
+    async with exposed(play) as it:
+        connection = await it.client.create_connection()
+        assert await connection.recv() == "hello"
+        it.serving.cancel()
+        with pytest.raises(ConnectionLost, match="1001: trunkline expose ended"):
+            await connection.recv()
+        await connection.close()
+        assert await seen == 1001
+        assert (await it.closed_record()).status == 1001
 
 
 async def test_page_on_the_plain_address_gets_its_websocket() -> None:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: Seconds that a WebSocket of the target waits for its sender: a little more than the SDK takes for the rendezvous.
 UNTAKEN = 35.0
+#: Seconds that a sender has for its Close when the whole program ends.
+LAST_WORDS = 1.0
 #: Code for a target whose sender is gone without a Close (RFC 6455 section 7.4.1).
 GOING_AWAY = 1001
 
@@ -109,6 +111,10 @@ class Upgrades:
         started = self._clock()
         try:
             await splice.run()
+        except asyncio.CancelledError:
+            splice.ended(GOING_AWAY, "trunkline expose ended")
+            await connection.close(GOING_AWAY, "trunkline expose ended", timeout=LAST_WORDS)
+            raise
         finally:
             code = splice.close_code
             self._watcher.record(
@@ -185,14 +191,14 @@ class _Splice:
                     await self._websocket.send_bytes(message)
         except ConnectionClosed as closed:
             code, reason = closed.code or 1000, closed.reason
-            self._ended(code, "")
+            self.ended(code, "")
         except (MessageTooLarge, InvalidMessage) as error:
             code = error.close_code
-            self._ended(code, error.message)
+            self.ended(code, error.message)
         except ConnectionLost as error:
             close_code = self._connection.close_code
             code, reason = close_code or GOING_AWAY, self._connection.close_reason
-            self._ended(close_code or 1006, "" if close_code else error.message)
+            self.ended(close_code or 1006, "" if close_code else error.message)
         except ClientError:
             return  # the target is gone: `_from_target` sees it too
         payload = (code if is_valid_close_code(code) else GOING_AWAY).to_bytes(2, "big") + reason.encode()
@@ -216,18 +222,19 @@ class _Splice:
                     await self._connection.send(message.data)
                 elif message.type is WSMsgType.CLOSE:
                     code = message.data or 1000
-                    self._ended(code, "")
+                    self.ended(code, "")
                     await self._connection.close(code if is_valid_close_code(code) else 1011, message.extra or "")
                     return
                 else:
-                    self._ended(1006, "the target ended the WebSocket without a Close")
+                    self.ended(1006, "the target ended the WebSocket without a Close")
                     self._connection.abort()
                     return
             except (ConnectionLost, EOFError):
                 # The sender has closed, or is gone; what the target still says is for nobody.
                 continue
 
-    def _ended(self, code: int, error: str) -> None:
+    def ended(self, code: int, error: str) -> None:
+        """Why it ends; the first reason stays."""
         if not self.close_code:
             self.close_code, self.error = code, error
 
