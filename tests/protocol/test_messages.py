@@ -354,3 +354,30 @@ def test_command_may_hold_as_many_values_as_any_request_has_headers() -> None:
         json.dumps({"response": {"requestId": "x", "statusCode": 200, "responseHeaders": headers}})
     )
     assert isinstance(response, Response) and len(response.headers) == 1_000
+
+
+@given(
+    st.builds(
+        Request,
+        address=st.text(),
+        id=st.text(),
+        request_target=st.none() | st.text(),
+        method=st.none() | st.text(),
+        request_headers=st.dictionaries(st.text(), st.text()),
+        remote_endpoint=st.none() | st.builds(RemoteEndpoint, st.text(), st.integers(0, 65_535)),
+        body=st.none() | st.booleans(),
+    )
+)
+def test_request_is_the_json_that_the_library_would_make(request: Request) -> None:
+    inner: dict[str, object] = {"address": request.address, "id": request.id} if request.address else {"id": request.id}
+    if request.method is not None:
+        inner |= {
+            "requestTarget": request.request_target,
+            "method": request.method,
+            "requestHeaders": request.request_headers,
+            "body": bool(request.body),
+        }
+        if request.remote_endpoint is not None:
+            remote = request.remote_endpoint
+            inner["remoteEndpoint"] = {"address": remote.address, "port": remote.port}
+    assert encode(request) == json.dumps({"request": inner}, separators=(",", ":"))

@@ -14,8 +14,8 @@
     http_rendezvous    the WebSocket of one large request or answer, both ends of it
     rendezvous         one sender, from its offer to the join
     splice             two joined WebSockets, frame by frame
-    causes             why a channel or a connection ended: names for counters and logs
-    errors             everything that can go wrong, with status and close code
+    causes, errors     why a channel or a connection ended; everything that can go wrong, with status and close code
+    records            data that nobody changes, and that is cheap to make
 
 Events and the time go in, commands come out; what runs them is in `trunkline.server` and `trunkline.sdk`.
 """

@@ -62,6 +62,7 @@ from trunkline.protocol.limits import (
     Limits,
 )
 from trunkline.protocol.messages import Accept, RenewToken, Request, Response
+from trunkline.protocol.records import record
 
 #: Seconds that the peer has to answer our Close (RFC 6455 section 7.1.1 leaves it to the implementation).
 CLOSE_TIMEOUT = 5.0
@@ -103,7 +104,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 """All that can happen, at either end; see `trunkline.protocol.transitions`. Whatever leaves OPEN gives `Ended`."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Send:
     """Write these bytes to the peer: one frame, the fragments of one message, or a command with the body behind it."""
 
@@ -121,7 +122,7 @@ class CheckToken:
     token: str = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Deliver:
     """The listener's response to a request, with the body that followed it; None when it announced none."""
 

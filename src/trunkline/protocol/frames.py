@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from trunkline.protocol.errors import InvalidFrame, InvalidMessage, MessageTooLarge
 from trunkline.protocol.limits import CLOSE_REASON_LIMIT
+from trunkline.protocol.records import record
 
 Masker = Callable[[bytes | memoryview, bytes | memoryview], bytes]
 """Takes data and a 4-byte key, returns the data XOR the repeated key. Masking twice gives the data back."""
@@ -49,7 +50,7 @@ class Opcode(enum.IntEnum):
 _WHOLE = {FIN | opcode: opcode for opcode in (Opcode.TEXT, Opcode.BINARY)}
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Data:
     """A piece of a message: `opcode` is the message's (TEXT or BINARY); `end` says that the message ends with it."""
 
@@ -58,7 +59,7 @@ class Data:
     end: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Control:
     """A whole Close, Ping or Pong frame; its payload is at most 125 bytes."""
 
@@ -66,7 +67,7 @@ class Control:
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Message:
     """A whole message, TEXT or BINARY. The payload of a TEXT message is valid UTF-8."""
 

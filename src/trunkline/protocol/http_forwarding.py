@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from http import HTTPStatus
 from urllib.parse import quote
 
 from trunkline.protocol.errors import BadGateway, clean_phrase
 from trunkline.protocol.messages import Response
+from trunkline.protocol.records import record
 
 #: Ends at each hop, in both directions (RFC 9110 section 7.6.1); "close" is in the list of the protocol page.
 _HOP_BY_HOP = frozenset(
@@ -130,7 +131,7 @@ def _plain(char: str) -> str:
     return char
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ResponseHead:
     """The head of a response, as the sender is to get it."""
 

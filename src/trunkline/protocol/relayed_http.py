@@ -35,6 +35,7 @@ from trunkline.protocol.errors import (
 )
 from trunkline.protocol.http_forwarding import ResponseHead, response_head
 from trunkline.protocol.messages import Response
+from trunkline.protocol.records import record
 from trunkline.protocol.transitions import final_states
 
 #: Bytes of the longest body that travels on the control channel (asserted by Microsoft's own tests).
@@ -136,7 +137,7 @@ class ResumeBody:
     """Read on."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Place:
     """Choose a listener, none of those in `exclude`, and tell it; then call `placed` or `not_placed`.
 
@@ -177,7 +178,7 @@ class SendBody:
     end: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CloseRendezvous:
     """Send Close by the rendezvous, if there is one."""
 
@@ -185,7 +186,7 @@ class CloseRendezvous:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Answer:
     """Answer the sender with a whole response."""
 

@@ -17,11 +17,12 @@ import enum
 import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 from trunkline.protocol.errors import InvalidRequest, InvalidUrl
 from trunkline.protocol.limits import ENTITY_PATH_LIMIT
+from trunkline.protocol.records import record
 
 _PREFIX = "sb-hc-"
 _ACTION = "sb-hc-action"
@@ -71,7 +72,7 @@ class Action(enum.StrEnum):
     REQUEST = "request"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RelayTarget:
     """A request target below ``/$hc/``. Empty parameters count as absent, of repeated ones the first holds."""
 
@@ -97,7 +98,7 @@ class RelayTarget:
     query: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class HttpTarget:
     """Any other request target: a plain HTTP request for a hybrid connection, or for nothing that exists."""
 

@@ -24,6 +24,7 @@ import contextlib
 import errno
 import itertools
 import logging
+import os
 import platform
 import random
 import secrets
@@ -31,7 +32,6 @@ import socket
 import ssl
 import sys
 import time
-import uuid
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -198,7 +198,7 @@ class Node:
         self.journal = Journal(self.tallies, self.catalog, stopwatch=time.perf_counter, wall_clock=wall_clock)
         self.exposition = Exposition(self.measure)
         self.splicing = Splicing(clock=self._clock, masker=_masker)
-        admission = Admission(self.catalog, authorizer, wall_clock=wall_clock, new_guid=lambda: str(uuid.uuid4()))
+        admission = Admission(self.catalog, authorizer, wall_clock=wall_clock, new_guid=_new_guid)
         self.broker = Broker(
             admission=admission,
             authorizer=authorizer,
@@ -584,6 +584,12 @@ def _short_ids() -> Callable[[], str]:
     """Makes the names of control channels and connections: counted, and marked so that no other run gives them."""
     run, numbers = secrets.token_hex(2), itertools.count(1)
     return lambda: f"{next(numbers)}-{run}"
+
+
+def _new_guid() -> str:
+    """A random GUID (RFC 9562 section 5.4). At half the price of `uuid.uuid4`: each request has one."""
+    text = os.urandom(16).hex()
+    return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{'89ab'[int(text[16], 16) & 3]}{text[17:20]}-{text[20:]}"
 
 
 def _catalog_settings(settings: NodeSettings) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from trunkline.protocol.errors import (
     clean_phrase,
 )
 from trunkline.protocol.limits import ENTITY_PATH_LIMIT, Limits
+from trunkline.protocol.records import record
 from trunkline.protocol.sas import Right
 from trunkline.protocol.urls import (
     Action,
@@ -63,7 +64,7 @@ _NOT_A_WEBSOCKET_10 = f"{NotAWebSocket.default_message}, and this one is HTTP/1.
 _FRONT = re.compile(r"(?:[a-z][a-z0-9+.-]*://[^/?]*)?/*(?:(?:\$|%24)hc/+)?", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Admitted:
     """A listener or sender that may go on."""
 

@@ -28,6 +28,7 @@ from typing import Literal, NamedTuple, Protocol
 from trunkline.protocol.errors import ListenerQuotaExceeded, ListenersExcluded, NoListener, QuotaExceeded, ServerBusy
 from trunkline.protocol.limits import Limits
 from trunkline.protocol.messages import RemoteEndpoint
+from trunkline.protocol.records import record
 
 # Listeners of one client over `max_listeners` that get a control channel all the same.
 PARKED_PER_CLIENT = 64
@@ -40,7 +41,7 @@ STRIKES = 2
 PASSED_OVER_FOR = 60.0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PlainRequest:
     """What a listener is told of a plain HTTP request; see `trunkline.protocol.messages.Request`."""
 
@@ -50,7 +51,7 @@ class PlainRequest:
     body: bytes | None = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Offer:
     """A sender that wants a listener."""
 
@@ -76,7 +77,7 @@ class Offer:
     request: PlainRequest | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Placement:
     """A listener was told of a sender."""
 
