@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ import http_cases
 from e2e.asgi_apps.contract import CHECKS, LACKS, Check, Visitor
 from http_echo import EchoApplication
 from trunkline.sdk.asgi import AsgiHost
+from trunkline.sdk.asgi.scopes import Receive, Scope, Send
 from trunkline.testing import RelayNode, relay_node
 
 #: Every framework with everything that it does.
@@ -52,6 +54,61 @@ async def test_hosted_application(framework: str, check: Check, place: str) -> N
         url = f"https://localhost:{node.port}" if own_host else f"{node.url}/test"
         async with visiting(node, url) as visitor:
             await check(visitor)
+
+
+# --- one version after the other ------------------------------------------------------------------------------
+
+
+class Version:
+    """An application that answers with its number, after a moment."""
+
+    def __init__(self, number: int) -> None:
+        self._answer = str(number).encode()
+        self.answers = 0
+        # Set with each answer.
+        self.answered = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http"
+        await asyncio.sleep(0.002)
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": self._answer})
+        self.answers += 1
+        self.answered.set()
+
+    async def has_answered(self, times: int) -> None:
+        while self.answers < times:
+            self.answered.clear()
+            await self.answered.wait()
+
+
+@pytest.mark.parametrize("policy", ["active-standby", "balanced"])
+async def test_new_version_takes_over_without_a_failed_request(policy: str) -> None:
+    options = {"requires_client_authorization": False, "listener_policy": policy}
+    got: set[tuple[int, str]] = set()
+    async with relay_node({"test": options}) as node, visiting(node, f"{node.url}/test") as visitor:
+
+        async def ask_on() -> None:
+            while not done.is_set():
+                answer = await visitor.http.get(visitor.url)
+                got.add((answer.status_code, answer.text))
+
+        done = asyncio.Event()
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group, AsyncExitStack() as stack:
+            stack.callback(done.set)
+            first = Version(0)
+            old = await stack.enter_async_context(hosted(first, node))
+            for _ in range(8):
+                group.create_task(ask_on())
+            await first.has_answered(20)
+            for number in range(1, 5):
+                version = Version(number)
+                new = await stack.enter_async_context(hosted(version, node))
+                await old.close()
+                await version.has_answered(20)
+                old = new
+            done.set()
+    assert got == {(200, str(number)) for number in range(5)}
 
 
 # --- an application that echoes everything, and the cases that every listener runs ----------------------------

@@ -704,6 +704,31 @@ async def test_request_on_its_way_to_a_listener_that_leaves_is_answered_over_its
             control.close()
 
 
+async def test_request_that_is_read_as_the_listener_leaves_is_not_given_up() -> None:
+    given_up: list[bool] = []
+
+    async def handler(request: HttpRequest) -> HttpResponse:
+        given_up.append(request.is_disconnected)
+        return HttpResponse(200, "hello")
+
+    async with RelayStub() as relay, online(relay, http_handler=handler) as (listener, control):
+
+        async def rest() -> None:
+            assert (await control.close_frame()).code == 1000
+            leg = await arrived(relay)
+            assert (await leg.response())[1] == b"hello"
+            assert (await leg.close_frame()).code == 1000
+            leg.send_close()
+            control.send_close()
+            control.close()
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(rest())
+            control.request(address(relay))  # in the listener's socket, before it has looked there
+            await listener.close(wait=WITHIN)
+    assert given_up == [False]
+
+
 async def test_close_without_a_wait_answers_503_and_cancels_the_handlers() -> None:
     ended: list[str] = []
     begun = asyncio.Event()

@@ -82,6 +82,8 @@ class HttpService:
         # Requests that the handler has or gets next, and how many are in hand, those that are being fetched too.
         self._requests: set[HttpRequest] = set()
         self._in_hand = 0
+        # Those that are on the way to a rendezvous, so that the end of the control channel is not theirs.
+        self._moving: set[HttpRequest] = set()
         # Fetches whose request will be refused.
         self._refusing = 0
         # The last request was refused for that, which the log says once.
@@ -121,12 +123,15 @@ class HttpService:
         else:
             self._in_hand += 1
             request = self._request(channel, command, requested.body or b"", None)
-            # After the end of the channel: it was on its way when the listener left.
-            _ = self.spawn(self._serve_late(request) if channel.ended.done() else self._serve(request))
+            if channel.ended.done():  # it was on its way when the listener left
+                self._moving.add(request)
+                _ = self.spawn(self._serve_late(request))
+            else:
+                _ = self.spawn(self._serve(request))
 
     def channel_ended(self, channel: ControlChannel) -> None:
         """The relay has given up what it asked for on `channel` and what has no rendezvous."""
-        for request in [each for each in self._requests if each._channel is channel]:
+        for request in [each for each in self._requests - self._moving if each._channel is channel]:
             if request._leg is None and (request._writer is None or request._writer._opening is None):
                 request._lose()
 
@@ -371,12 +376,18 @@ class HttpService:
             if request._writer._opening is not None:
                 await asyncio.wait([request._writer._opening])
             return
+        self._moving.add(request)
         try:
             leg = await self.dial(request._command.address, request.tracking_id)
         except (RelayError, OSError) as error:
             if request in self._requests:  # not answered meanwhile
                 log.warning("%r: the rendezvous cannot be reached: %s", request, error)
+                channel = request._channel
+                if isinstance(channel, ControlChannel) and channel.ended.done():
+                    request._lose()
             return
+        finally:
+            self._moving.discard(request)
         if request not in self._requests:
             leg.close(1000, "")  # answered meanwhile
         elif request._writer is not None:
