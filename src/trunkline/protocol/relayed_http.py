@@ -62,6 +62,9 @@ class State(enum.Enum):
     CUT = "the response ended before it was whole"
     GONE = "the sender left"
 
+    # That of an enumeration is written in Python; these are looked up several times for each request.
+    __hash__ = object.__hash__
+
 
 class Event(enum.Enum):
     """What can happen to a request."""
@@ -84,6 +87,8 @@ class Event(enum.Enum):
     TIMED_OUT = "nothing came in time"
     SENDER_LEFT = "the sender left"
     WITHDRAWN = "the ground of the request is gone"
+
+    __hash__ = object.__hash__
 
 
 _OPEN = (State.GATHERING, State.PLACING, State.TOLD, State.REDIRECTED, State.FETCHED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 from typing import Any
 from urllib.parse import quote
 
@@ -29,6 +30,7 @@ from trunkline.protocol.frames import Opcode
 from trunkline.protocol.sas import Right
 from trunkline.server.entities.model import Rule
 from trunkline.server.relay import http_relay
+from trunkline.server.relay.listeners import LocalDirectory, Offer, Placement
 
 ORDERS = hybrid_connection().id
 LARGE = bytes(range(256)) * 1024
@@ -844,3 +846,88 @@ async def test_a_small_body_is_waited_for_a_moment(monkeypatch: pytest.MonkeyPat
         await until(lambda: relay.counts().get("http_requests"))
         sender.send(b"two")
         assert (await listener.asked())[1] == b"onetwo"
+
+
+class Distant(LocalDirectory):
+    """Takes a while for everything, as the directory of a cluster does."""
+
+    #: Whoever was placed hears of it when this is set.
+    gate: asyncio.Event | None = None
+
+    async def place(self, offer: Offer, exclude: frozenset[str]) -> Placement:
+        await asyncio.sleep(0)
+        placement = await super().place(offer, exclude)
+        if self.gate is not None:
+            await self.gate.wait()
+        return placement
+
+    async def release(self, ticket: str, entity: str) -> None:
+        await asyncio.sleep(0)
+        await super().release(ticket, entity)
+
+
+class Broken(LocalDirectory):
+    """Fails, at once or later."""
+
+    later = False
+
+    async def place(self, offer: Offer, exclude: frozenset[str]) -> Placement:
+        if self.later:
+            await asyncio.sleep(0)
+        raise OSError("the engine is gone")
+
+
+def replace(relay: Relay, kind: type[LocalDirectory]) -> LocalDirectory:
+    directory = kind(clock=relay.clock, chance=random.Random(1))
+    relay.directory = relay.broker.directory = directory
+    return directory
+
+
+async def test_a_directory_may_take_its_time() -> None:
+    async with Relay() as relay:
+        replace(relay, Distant)
+        await refused(await relay.ask(), 504, "There are no listeners connected for the endpoint")
+        listener = await relay.listener()
+        await answered(listener, await relay.ask())
+        sender = await relay.ask(body=LARGE)
+        request, _ = await listener.asked()
+        listener.reset()
+        await refused(sender, 502, "ConnectionLost")
+        await until(lambda: relay.counts().keys() == {"handshakes"})
+
+
+async def test_a_sender_that_leaves_while_its_listener_is_told_is_forgotten() -> None:
+    async with Relay() as relay:
+        directory = replace(relay, Distant)
+        assert isinstance(directory, Distant)
+        directory.gate = asyncio.Event()
+        listener = await relay.listener()
+        sender = await relay.ask()
+        await listener.asked()
+        sender.reset()
+        await until(lambda: "http_requests" not in relay.counts())
+        directory.gate.set()
+        await until(lambda: relay.counts().keys() == {"listeners", "channels"})
+        (registration,) = directory._rosters[ORDERS.lower()].registered
+        assert registration.load == 0
+
+
+@pytest.mark.parametrize("later", [False, True])
+async def test_a_fault_inside_is_a_500_that_says_nothing_of_it(later: bool, caplog: pytest.LogCaptureFixture) -> None:
+    async with Relay() as relay:
+        directory = replace(relay, Broken)
+        assert isinstance(directory, Broken)
+        directory.later = later
+        error = await refused(await relay.ask(), 500, "The relay met an unexpected condition")
+        assert "engine" not in str(error)
+        assert "the engine is gone" in caplog.text
+
+
+async def test_an_ipv6_address_has_brackets_in_via() -> None:
+    async with Relay([namespace(hosts=("::1",)), hybrid_connection()]) as relay:
+        listener = await relay.listener(host="[::1]", signature=token(host="[::1]"))
+        sender = await relay.ask(host="[::1]", signature=token(host="[::1]"))
+        request, _ = await listener.asked()
+        assert request["requestHeaders"]["Via"] == "1.1 [::1]"
+        listener.respond(request["id"], 200)
+        assert (await sender.response())[0].all("Via") == ["1.1 [::1]"]

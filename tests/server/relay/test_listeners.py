@@ -20,6 +20,7 @@ from trunkline.protocol.errors import (
     NoListener,
     QuotaExceeded,
     RelayError,
+    ServerBusy,
 )
 from trunkline.protocol.limits import Limits, resolve
 from trunkline.protocol.messages import RemoteEndpoint
@@ -31,6 +32,7 @@ from trunkline.server.relay.listeners import (
     LocalDirectory,
     Offer,
     Placement,
+    PlainRequest,
     Registration,
 )
 
@@ -102,6 +104,10 @@ class Directory:
     @property
     def is_forgotten(self) -> bool:
         return repr(self.local) == "<LocalDirectory entities=0 listeners=0>"
+
+
+#: What makes a plain HTTP request of an offer.
+REQUEST = PlainRequest("GET", "/orders", b"")
 
 
 def client_named(name: str) -> Client:
@@ -782,3 +788,75 @@ async def test_entities_are_listed_by_their_names() -> None:
     for entity in ("b", "a"):
         await directory.local.register(entity, Channel(f"on {entity}"), directory.limits)
     assert [each.entity for each in await directory.local.standings()] == ["a", "b"]
+
+
+# -- plain HTTP requests
+
+
+async def test_requests_have_a_limit_of_their_own_and_take_no_sender_place() -> None:
+    directory = Directory(max_senders=1, max_requests=2)
+    await directory.add("a")
+    assert await directory.place("sender") == "a"
+    for ticket in ("r1", "r2"):
+        assert await directory.place(ticket, request=REQUEST) == "a"
+    with pytest.raises(QuotaExceeded, match="2 requests in flight, which is its maximum .max_requests."):
+        await directory.place("r3", request=REQUEST)
+    with pytest.raises(QuotaExceeded, match="max_senders"):
+        await directory.place("another")
+    await directory.local.release("r1", ENTITY)
+    assert await directory.place("r3", request=REQUEST) == "a"
+
+
+async def test_no_limit_of_requests_is_none() -> None:
+    directory = Directory(max_requests=0)
+    await directory.add("a")
+    for n in range(50):
+        await directory.place(f"r{n}", request=REQUEST)
+
+
+async def test_balanced_counts_requests_as_load() -> None:
+    directory = Directory(listener_policy="balanced")
+    a, b = await directory.add("a", "b")
+    first = await directory.place("r1", request=REQUEST)
+    assert await directory.place("sender") != first
+    await directory.place("r2", request=REQUEST)
+    await directory.place("r3", request=REQUEST)
+    assert (a.load, b.load) == (2, 2)
+    assert "requests=" in repr(a)
+    standings = await directory.local.standings()
+    assert sum(each.requests for each in standings) == 3 and sum(each.connections for each in standings) == 1
+
+
+async def test_a_request_that_another_listener_gets_is_the_load_of_that_one() -> None:
+    directory = Directory()
+    a, b = await directory.add("a", "b")
+    assert await directory.place("r1", request=REQUEST) == "a"
+    assert await directory.place("r1", "a", request=REQUEST) == "b"
+    assert (a.load, b.load) == (0, 1)
+    await directory.local.release("r1", ENTITY)
+    assert (a.load, b.load) == (0, 0)
+
+
+async def test_listeners_that_do_not_read_are_busy_for_a_request_and_nobody_for_a_sender() -> None:
+    directory = Directory()
+    (a,) = await directory.add("a")
+    assert isinstance(a.listener, Channel)
+    a.listener.is_open = False
+    with pytest.raises(ServerBusy):
+        await directory.place("r1", request=REQUEST)
+    with pytest.raises(NoListener):
+        await directory.place("sender")
+    await directory.local.unregister(a)
+    with pytest.raises(NoListener):
+        await directory.place("r1", request=REQUEST)
+    assert directory.is_forgotten
+
+
+async def test_an_entity_with_a_request_in_flight_is_remembered() -> None:
+    directory = Directory()
+    (a,) = await directory.add("a")
+    await directory.place("r1", request=REQUEST)
+    await directory.local.unregister(a)
+    assert not directory.is_forgotten
+    await directory.local.release("r1", ENTITY)
+    assert directory.is_forgotten

@@ -41,6 +41,9 @@ EARLY_LIMIT = 16_384
 # all that was decrypted must be taken (see `RECEIVE_BUFFER`).
 _HEAD_BUFFER = RECEIVE_BUFFER[: REQUEST_HEAD_LIMIT + 4_096]
 
+# And of its body: this much of it may be held until a listener fetches it.
+_BODY_BUFFER = RECEIVE_BUFFER[:131_072]
+
 # What a header costs in memory beside its bytes.
 HEADER_WEIGHT = 200
 
@@ -176,7 +179,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         if self._is_secure or self in self._frontend.arriving:
             return RECEIVE_BUFFER
         exchange = self._exchange
-        return RECEIVE_BUFFER if exchange is not None and exchange.reads_body else _HEAD_BUFFER
+        return _BODY_BUFFER if exchange is not None and exchange.reads_body else _HEAD_BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
         frontend = self._frontend

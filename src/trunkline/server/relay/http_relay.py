@@ -257,7 +257,7 @@ class HttpRelay:
             tracking_id=admitted.tracking_id,
             method=exchange.head.method,
             body_length=exchange.body_length,
-            via=f"1.1 {admitted.host}",
+            via=f"1.1 {_name(admitted.host)}",
             response_timeout=limits.response_timeout,
             body_idle_timeout=limits.body_idle_timeout,
             now=relays.broker.now(),
@@ -607,7 +607,7 @@ class HttpRelay:
             headers=request_headers(
                 head.headers,
                 token_header=admitted.token_header,
-                via=f"{head.version} {admitted.host}",
+                via=f"{head.version} {_name(admitted.host)}",
                 own_host=admitted.own_host,
             ),
             remote=RemoteEndpoint(*exchange.remote),
@@ -641,6 +641,11 @@ def first_protocol(exchange: Exchange) -> str | None:
 
 async def _finished(outcome: Suspended[None]) -> None:
     await outcome
+
+
+def _name(host: str) -> str:
+    """A host as `Via` has it (RFC 9110 section 7.6.3)."""
+    return f"[{host}]" if ":" in host else host
 
 
 def _ends_with_slash(target: str) -> bool:
