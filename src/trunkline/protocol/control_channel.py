@@ -345,10 +345,7 @@ class _End(ABC):
         if not self._happens(Event.CLOSE_SENT):
             return []
         self._closing_since = now
-        return [
-            self._frame(Opcode.CLOSE, close_payload(code, reason)),
-            Ended(loss, code, reason, cause),
-        ]
+        return [self._frame(Opcode.CLOSE, close_payload(code, reason)), Ended(loss, code, reason, cause)]
 
     def _is_silent(self, now: float) -> bool:
         if not self._idle_timeout or now - max(self.last_received_at, self._idle_since) < self._idle_timeout:
@@ -385,15 +382,8 @@ class _End(ABC):
         if len(payload) > CONTROL_MESSAGE_LIMIT:
             size = f"{len(payload)} bytes, and {CONTROL_MESSAGE_LIMIT} is the limit"
             raise HeadersTooLarge(f"{made_of} is too long for a control message: {size}")
-        return Send(
-            encode_message(
-                Opcode.TEXT,
-                payload,
-                frame_limit=self._frame_limit,
-                new_mask=self._new_mask,
-                masker=self._masker,
-            )
-        )
+        limit, new_mask = self._frame_limit, self._new_mask
+        return Send(encode_message(Opcode.TEXT, payload, frame_limit=limit, new_mask=new_mask, masker=self._masker))
 
 
 class RelayControlChannel(_End):
