@@ -8,7 +8,7 @@
     limits             every number a user can set, and the constants of the wire
     frames             bytes <-> WebSocket frames and messages
     messages           text <-> commands of the control channel
-    control_channel    a listener's long-lived WebSocket, both ends of it
+    control_channel    a listener's long-lived WebSocket, both ends of it; what they say is in channel_commands
     http_forwarding    what of a plain HTTP request and its response is passed on
     relayed_http       one plain HTTP request, from its head to the end of its answer
     http_rendezvous    the WebSocket of one large request or answer, both ends of it
