@@ -202,9 +202,8 @@ class _End(ABC):
         """The transport ended, by the peer, by the network, or because a command asked for it."""
         was = self.state
         self._happens(Event.LOST)
-        if was is not State.OPEN:
-            return []
-        return [Ended(True, None, "The transport ended without a Close frame", Cause.LOST)]
+        lost = Ended(True, None, "The transport ended without a Close frame", Cause.LOST)
+        return [lost] if was is State.OPEN else []
 
     # -- what each end decides for itself
 
@@ -385,15 +384,13 @@ class RelayControlChannel(_End):
             body: the whole body.
 
         Raises:
-            HeadersTooLarge: the sender's headers make a command that no client could read. Nothing is sent.
-            ConnectionLost: the channel has ended; choose another listener.
+            HeadersTooLarge, ConnectionLost: as `offer`.
         """
         if self.state is not State.OPEN:
             raise ConnectionLost("ConnectionLost: The listener's control channel has ended")
-        command = self._command(request, made_of="The request with its address and headers")
-        if not request.body:
-            return [command]
-        return [Send(command.data + encode_message(Opcode.BINARY, body, frame_limit=self._frame_limit))]
+        command = self._command(request, made_of="The request with its address and headers").data
+        behind = encode_message(Opcode.BINARY, body, frame_limit=self._frame_limit) if request.body else b""
+        return [Send(command + behind)]
 
     def take_limits(self, limits: Limits, now: float) -> list[Command]:
         """Other limits count from now on.
