@@ -11,7 +11,8 @@ import pytest
 from cli.connected import Terminal, data_of
 from cli.program import Program
 from trunkline.cli.admin_client import NodeAway
-from trunkline.cli.listing import Column, Row, duration, rate, show, size, table
+from trunkline.cli.figures import size
+from trunkline.cli.listing import Column, Row, show, table
 from trunkline.testing import RelayNodeThread
 
 COLUMNS = (
@@ -65,34 +66,6 @@ def test_columns_are_left_out_by_rank_where_there_is_no_room_and_an_id_never_is_
     assert drawn(20)[1].split() == ["1-ab", "ns/orders"]
     assert drawn(13)[1:] == ["1-ab  ns/ord…", "2-ab  ns/bil…"]
     assert drawn(4)[1:] == ["1-ab", "2-ab"]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0s"), (59.9, "59s"), (61, "1m1s"), (3_600, "1h0m"), (90_061, "1d1h"), (-90, "-1m30s")],
-)
-def test_duration_is_two_units_at_most(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1_000, "1.0 KiB"),
-        (1_536, "1.5 KiB"),
-        (1_048_576, "1.0 MiB"),
-        (5 * 2**30, "5.0 GiB"),
-        (5_000 * 2**40, "5000.0 TiB"),
-    ],
-)
-def test_size_has_a_unit(count: int, text: str) -> None:
-    assert size(count) == text
-
-
-def test_rate_of_nothing_is_a_dash() -> None:
-    assert (rate(0), rate(2_048)) == ("-", "2.0 KiB/s")
 
 
 # -- again and again

@@ -16,6 +16,7 @@ import pytest
 
 from expose.fake_request import FakeRequest, Watching
 from expose.raw_target import RawTarget, raw_target, read_head
+from trunkline.expose import forwarder
 from trunkline.expose.forwarder import Forwarder
 from trunkline.expose.headers import HeaderRules
 from trunkline.expose.health import Health
@@ -147,6 +148,28 @@ async def test_long_form_is_collected_so_that_it_has_a_length() -> None:
     head, body = await seen
     assert f"Content-Length: {len(content)}\r\n" in head and "Transfer-Encoding" not in head
     assert body == content
+
+
+async def test_form_that_is_too_long_to_collect_goes_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forwarder, "LONGEST_FORM", 250)
+    seen: asyncio.Future[tuple[str, bytes]] = asyncio.get_running_loop().create_future()
+
+    async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head, body = await read_head(reader), b""
+        while (size := int(await reader.readline(), 16)) > 0:
+            body += (await reader.readexactly(size + 2))[:-2]
+        seen.set_result((head, body))
+        writer.write(OK)
+
+    async with raw_target(play) as server, forwarding(server.target) as it, asyncio.TaskGroup() as group:
+        request = FakeRequest("POST", body=None, headers={"Content-Type": "multipart/form-data; boundary=x"})
+        group.create_task(it.handle(request))
+        for number in range(5):
+            request.feed(bytes([number]) * 100)
+        request.feed_end()
+    head, body = await seen
+    assert "Transfer-Encoding: chunked" in head and "Content-Length" not in head
+    assert body == b"".join(bytes([number]) * 100 for number in range(5))
 
 
 async def test_form_that_the_disk_has_no_room_for_is_507(monkeypatch: pytest.MonkeyPatch) -> None:

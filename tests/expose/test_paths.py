@@ -52,11 +52,10 @@ def test_entity_stays_when_it_is_to_stay() -> None:
 
 @given(st.text(), st.text())
 def test_any_target_becomes_one_word_of_ascii_that_means_the_same(path: str, query: str) -> None:
-    path = path.replace("?", "").encode("utf-8", "ignore").decode()
-    query = query.encode("utf-8", "ignore").decode()
+    path = path.replace("?", "")
     sent = target_path(f"/myHC/{path}?{query}", "myHC", keep=False)
     assert sent.isascii() and sent.isprintable() and " " not in sent and sent.startswith("/")
-    if "%" not in path:
+    if "%" not in path and path.encode("utf-8", "replace").decode() == path:  # no halves of a character
         assert unquote(sent.partition("?")[0]) == f"/{path}"
 
 

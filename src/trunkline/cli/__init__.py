@@ -13,7 +13,7 @@ that was asked for is imported, so that ``trunkline --help`` is fast.
     connection-string, token    what others need to get in                credentials, rules
                                 explained, or kept in a file              token_explanation, token_file
     doctor                      what is wrong on the way                  diagnosis, doctor_network, doctor_relay
-    listeners, connections      who is connected                          admin_client, listing
+    listeners, connections      who is connected                          admin_client, listing, figures
     disconnect, log-level       what an operator does about it            admin_client
     failure                     every error as one line and its remedy
 """

@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 from trunkline.cli import admin_client, listing
+from trunkline.cli.figures import duration, rate, size
 from trunkline.cli.listeners import EntityOption, NamespaceOption
-from trunkline.cli.listing import Column, duration, rate, size
+from trunkline.cli.listing import Column
 
 COLUMNS = (
     Column("ID", "id"),

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from trunkline.cli import admin_client, listing
-from trunkline.cli.listing import Column, duration
+from trunkline.cli.figures import duration
+from trunkline.cli.listing import Column
 
 COLUMNS = (
     Column("ID", "id"),

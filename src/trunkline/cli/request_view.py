@@ -18,7 +18,8 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
-from trunkline.cli.listing import duration, size
+from trunkline.cli.failure import harmless
+from trunkline.cli.figures import duration, size
 from trunkline.cli.log_stream import LogStream
 from trunkline.expose import Kind, Record
 
@@ -238,14 +239,14 @@ def opened_lines(opened: Opened) -> list[str]:
 
 def relay_line(online: bool, reason: str) -> str:
     """The relay went away or is back."""
-    return "the relay is back" if online else f"the relay is away, trying again: {reason}"
+    return "the relay is back" if online else f"the relay is away, trying again: {harmless(reason)}"
 
 
 def target_line(target: str, up: bool, reason: str) -> str:
     """The target went away or is back."""
     if up:
         return f"target {target} is back"
-    return f"target {target} is down: {reason}; senders get 502 until it is back"
+    return f"target {target} is down: {harmless(reason)}; senders get 502 until it is back"
 
 
 def line_of(record: Record, at: str) -> str:
@@ -260,7 +261,7 @@ def line_of(record: Record, at: str) -> str:
     amount = size(record.sent)
     if record.received:
         amount = f"{amount} ({size(record.received)} in)"
-    error = f"  ({record.error})" if record.error else ""
+    error = f"  ({harmless(record.error)})" if record.error else ""
     return f"{at}  {method:<7} {status:>4}  {took:>8}  {amount:>9}  {path}{error}"
 
 

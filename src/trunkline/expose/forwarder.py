@@ -1,8 +1,8 @@
 """Forwards requests to the target, and its answers back, a piece at a time.
 
 Neither body is held as a whole: the pace of the slower side is the pace of both. Only long forms are, on disk, because
-some servers take one without a Content-Length for an empty one. A request is never sent a second time: the target may
-have seen it.
+some servers take one without a Content-Length for an empty one (Django, and whatever else is WSGI). A request is never
+sent a second time: the target may have seen it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from trunkline.sdk.asgi.form_body import CollectedForm
 
 if TYPE_CHECKING:
     from trunkline.sdk import HttpRequest, ResponseWriter
+
+#: Bytes of a form that are collected; the rest of a longer one is not waited for, and it goes in chunks.
+LONGEST_FORM = 256 * 1024 * 1024
 
 
 class Forwarder:
@@ -135,24 +138,29 @@ class _Exchange:
     @asynccontextmanager
     async def body(self) -> AsyncIterator[tuple[AsyncIterator[bytes] | None, int | None]]:
         """The sender's body in pieces, None for none, and its length, None if that is unknown. Raises Refused."""
-        if self.request.length == 0:
+        length = self.request.length
+        if length == 0:
             yield None, 0
-        elif self.request.length is None and _is_form(self.request):
+        elif length is not None:
+            yield self._pieces(), length
+        elif not _is_form(self.request):
+            yield _after_the_head(self._pieces()), None
+        else:
+            pieces = self._pieces()
+            beginning = _Beginning(pieces)
             try:
-                form = await CollectedForm.of(self.request)
+                form = await CollectedForm.of(beginning)
             except OSError as error:
                 raise Refused(answers.no_room(error.strerror or str(error))) from error
             with closing(form):
-                yield self._pieces(form), form.length
-        else:
-            yield self._pieces(self.request), self.request.length
+                if beginning.is_whole:
+                    yield aiter(form), form.length
+                else:
+                    yield _joined(form, pieces), None
 
-    async def _pieces(self, body: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    async def _pieces(self) -> AsyncIterator[bytes]:
         try:
-            if self.request.length is None:
-                # The head goes now; aiohttp would keep it until there is something to send with it.
-                yield b""
-            async for piece in body:
+            async for piece in self.request:
                 self._received += len(piece)
                 yield piece
         except RelayError:
@@ -219,3 +227,35 @@ class _Exchange:
 
 def _is_form(request: HttpRequest) -> bool:
     return request.headers.get("Content-Type", "").partition(";")[0].strip().lower() == "multipart/form-data"
+
+
+class _Beginning:
+    """The pieces of a body up to `LONGEST_FORM`."""
+
+    def __init__(self, pieces: AsyncIterator[bytes]) -> None:
+        self._pieces = pieces
+        #: Once it was iterated: whether that was all.
+        self.is_whole = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = 0
+        while size < LONGEST_FORM:
+            piece = await anext(self._pieces, None)
+            if piece is None:
+                self.is_whole = True
+                return
+            size += len(piece)
+            yield piece
+
+
+async def _joined(*bodies: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    for body in bodies:
+        async for piece in body:
+            yield piece
+
+
+async def _after_the_head(body: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """Makes the head go at once: aiohttp would keep it until there is something to send with it."""
+    yield b""
+    async for piece in body:
+        yield piece

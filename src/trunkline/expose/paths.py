@@ -69,8 +69,8 @@ def target_path(request_target: str, entity: str, *, keep: bool) -> str:
     path = path if path.startswith("/") else f"/{path}"
     if not keep:
         path = _without_entity(path, entity)
-    path = quote(_LONELY_PERCENT.sub("%25", path), safe=_SAFE)
-    query = _NOT_IN_A_QUERY.sub(lambda found: quote(found[0]), query)
+    path = quote(_LONELY_PERCENT.sub("%25", path), safe=_SAFE, errors="replace")
+    query = _NOT_IN_A_QUERY.sub(lambda found: quote(found[0], errors="replace"), query)
     return f"{path}{mark}{query}"
 
 

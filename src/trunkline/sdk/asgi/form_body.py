@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator
 
 from trunkline.sdk.relayed_http import HttpRequest
 
@@ -39,8 +39,8 @@ class CollectedForm:
         self.length = 0
 
     @classmethod
-    async def of(cls, request: HttpRequest) -> CollectedForm:
-        """Collect it.
+    async def of(cls, body: AsyncIterable[bytes]) -> CollectedForm:
+        """Collect the body of a request.
 
         Raises:
             ConnectionLost: the sender has left before the end of the body.
@@ -48,7 +48,7 @@ class CollectedForm:
         """
         form = cls()
         try:
-            async for piece in request:
+            async for piece in body:
                 # In a thread: it may be a slow disk.
                 await asyncio.to_thread(form._file.write, piece)
                 form.length += len(piece)
