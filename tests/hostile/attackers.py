@@ -57,6 +57,17 @@ class Stranger:
         told = await self.told()
         return int(told.split(b" ", 2)[1]) if told else 0
 
+    async def first_status(self) -> int:
+        """Of the answer that comes next, whose head alone is read; 0 when it was cut without one."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                line = await self._reader.readline()
+                while await self._reader.readline() not in (b"\r\n", b""):
+                    pass
+        except (ConnectionError, ssl.SSLError):
+            return 0
+        return int(line.split(b" ", 2)[1]) if line else 0
+
     def leave(self) -> None:
         """Cut the connection."""
         self._writer.transport.abort()

@@ -180,11 +180,23 @@ async def test_body_may_be_paused_and_answered_from_inside_of_what_gives_it() ->
 
     async with Port(Nervous) as port, await port.dial() as peer:
         for _ in range(2):
-            peer.send(request("POST", "/", "Transfer-Encoding: chunked"))
-            for byte in b"1\r\nx\r\n" * 5 + b"0\r\n\r\n":
+            peer.send(request("POST", "/", "Content-Length: 5"))
+            for byte in b"hello":
                 peer.send(bytes((byte,)))
             answer, _ = await whole(peer)
             assert (answer.status, answer.all("Connection")) == (413, [])
+
+
+async def test_whole_answer_in_the_middle_of_chunks_ends_the_connection() -> None:
+    """Nobody knows how many follow."""
+    async with Port(say_nothing) as port, await port.dial() as peer:
+        peer.send(request("POST", "/", "Transfer-Encoding: chunked") + b"5\r\nhello\r\n")
+        exchange = await port.exchange()
+        exchange.read_body(Sink())
+        exchange.respond(413)
+        answer, _ = await whole(peer)
+        assert (answer.status, answer.all("Connection")) == (413, ["close"])
+        assert await peer.to_end() == b""
 
 
 async def test_many_tiny_chunks_are_decoded_a_part_in_each_turn_and_others_are_served() -> None:
@@ -502,7 +514,9 @@ async def test_answer_ahead_of_a_long_body_ends_the_connection_when_too_much_is_
         peer.send(request("POST", "/", "Transfer-Encoding: chunked") + b"5\r\nhello\r\n")
         exchange = await port.exchange()
         exchange.read_body(Sink())
-        exchange.respond(200)
+        exchange.begin(200, None, [], 2)
+        exchange.write(b"no")
+        exchange.end()
         answer, _ = await whole(peer)
         assert answer.all("Connection") == []
         piece = b"x" * 10_000
@@ -512,7 +526,25 @@ async def test_answer_ahead_of_a_long_body_ends_the_connection_when_too_much_is_
 
 
 async def test_malformed_rest_of_a_body_behind_its_answer_ends_the_connection() -> None:
-    async with Port(lambda exchange: exchange.respond(200)) as port, await port.dial() as peer:
-        peer.send(request("POST", "/", "Transfer-Encoding: chunked") + b"nonsense")
+    async with Port(say_nothing) as port, await port.dial() as peer:
+        peer.send(request("POST", "/", "Transfer-Encoding: chunked"))
+        exchange = await port.exchange()
+        exchange.read_body(Sink())
+        exchange.begin(200, None, [], 0)
+        exchange.end()
         assert (await whole(peer))[0].status == 200
+        peer.send(b"nonsense")
         assert await peer.to_end() == b""
+
+
+async def test_rest_of_many_tiny_chunks_behind_an_answer_is_dropped_in_parts() -> None:
+    async with Port(say_nothing) as port, await port.dial() as peer:
+        peer.send(request("POST", "/", "Transfer-Encoding: chunked"))
+        exchange = await port.exchange()
+        exchange.read_body(Sink())
+        exchange.begin(200, None, [], 0)
+        exchange.end()
+        await whole(peer)
+        peer.send(b"1\r\nx\r\n" * 2 * CHUNKS_AT_ONCE + b"0\r\n\r\n" + request())
+        (await port.exchange()).respond(204)
+        assert (await peer.answer()).status == 204

@@ -217,7 +217,7 @@ class Exchange:
             return
         if content_type is not None:
             headers = (("Content-Type", content_type), *headers)
-        head = self._head(connection, status, phrase, headers, len(body))
+        head = self._head(connection, status, phrase, headers, len(body), is_whole=True)
         connection.write(head + body if self._left else head)
         self._finish()
 
@@ -321,8 +321,14 @@ class Exchange:
         phrase: str | None,
         headers: Iterable[tuple[str, str]],
         length: int | None,
+        *,
+        is_whole: bool = False,
     ) -> bytes:
-        """The head of the response. Decides how its body is framed, and whether the connection goes on."""
+        """The head of the response. Decides how its body is framed, and whether the connection goes on.
+
+        Args:
+            is_whole: whether the response ends with this, so that whoever reads the body of the request stops, too.
+        """
         head = self.head
         # Nothing that a peer or a listener wrote can end the line, whoever calls.
         phrase = _PHRASES.get(status, "") if phrase is None else clean_phrase(phrase)
@@ -347,7 +353,8 @@ class Exchange:
         else:
             self._stays = False
         self._stays = self._stays and connection.may_stay and head.wants_to_stay and not head.is_websocket
-        self._stays = self._stays and (self._body is None or self._sink is not None or self._is_dropped_soon())
+        reads_on = self._sink is not None and not is_whole
+        self._stays = self._stays and (self._body is None or reads_on or self._is_dropped_soon())
         if not self._stays:
             lines.append("Connection: close")
         elif head.version == "1.0":

@@ -53,6 +53,9 @@ LINGER = 2.0
 # An answer of which a peer has so much left to take is written no further until it has taken most of it.
 HIGH_WATER, LOW_WATER = 262_144, 65_536
 
+# What as many chunks as are decoded at once count for, as bytes of heads.
+_MANY_CHUNKS = 8_192
+
 # What ends a line for some recipients and not for others (RFC 9112 section 2.2). A head in which all lines end so would
 # be waited for in vain.
 _BARE_LF = re.compile(rb"(?<!\r)\n")
@@ -187,7 +190,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
             return
         self._was_read = True
         exchange = self._exchange
-        if exchange is not None and exchange.reads_body and not self._buffer:
+        if exchange is not None and exchange.reads_body and not self._buffer and frontend.has_time:
             self._give(exchange, bytes(RECEIVE_BUFFER[:nbytes]))
             return
         self._buffer += RECEIVE_BUFFER[:nbytes]
@@ -195,6 +198,8 @@ class FrontendProtocol(asyncio.BufferedProtocol):
             return
         if exchange is None and not self._head_size:
             self.go_on()
+        elif exchange is not None and exchange.reads_body and not exchange.body_is_paused:
+            frontend.wait(self)
         # Also right behind the head: one read may bring far more than that. An answer empties the buffer.
         self.regulate()
 
@@ -393,6 +398,9 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         if rest and self._transport is not None and self not in self._frontend.lingering:
             # Ahead of nothing: whoever got the body cannot have read more meanwhile.
             self._buffer += rest
+            if exchange.reads_body:
+                # Much work for few bytes: somebody writes chunks of a byte or two.
+                self._frontend.spend(_MANY_CHUNKS)
             if self._exchange is None or exchange.reads_body:
                 self._frontend.wait(self)
         self.regulate()
@@ -416,6 +424,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
             self._end()
             return False
         if rest:
+            self._frontend.spend(_MANY_CHUNKS)
             self._frontend.wait(self)
         return False
 
