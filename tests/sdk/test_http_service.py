@@ -404,6 +404,52 @@ async def test_head_has_no_body_on_either_way(fetched: bool) -> None:
             assert (await leg.close_frame()).code == 1000
 
 
+async def test_end_of_an_answer_that_is_long_with_its_last_piece_takes_the_rendezvous() -> None:
+    async def handler(request: HttpRequest) -> None:
+        answer = await request.respond(200)
+        await answer.write(BIG[:60_000])
+        await answer.end(BIG[60_000:])
+
+    clock = FakeClock()
+    async with RelayStub() as relay, online(relay, http_handler=handler, _clock=clock, heartbeat=0) as (_, control):
+        control.request(address(relay))
+        leg = await arrived(relay)
+        assert (await leg.response())[1] == BIG
+
+
+async def test_silent_answer_is_pinged_at_each_heartbeat() -> None:
+    begun = asyncio.Event()
+
+    async def handler(request: HttpRequest) -> None:
+        answer = await request.respond(200, length=1_000_000)
+        await answer.write(b"first")
+        begun.set()
+        await asyncio.Event().wait()
+
+    clock = FakeClock()
+    async with RelayStub() as relay, online(relay, http_handler=handler, _clock=clock, heartbeat=30) as (_, control):
+        control.request(address(relay))
+        leg = await arrived(relay)
+        await begun.wait()
+        await leg.command()
+        assert await leg.piece() == Data(Opcode.BINARY, b"first", False)
+        for _ in range(2):
+            clock.advance(29)
+            clock.advance(2)
+            await leg.control(Opcode.PING)
+
+
+async def test_head_of_nearly_64_kib_is_sent() -> None:
+    value = "b" * 60_000
+
+    async def handler(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(200, headers={"A": value})
+
+    async with RelayStub() as relay, online(relay, http_handler=handler) as (_, control):
+        control.request(address(relay))
+        assert (await control.response())[0]["responseHeaders"] == {"A": value}
+
+
 async def test_head_of_an_answer_without_a_body_is_not_held_for_ever() -> None:
     go = asyncio.Event()
 
@@ -489,6 +535,73 @@ async def test_sender_that_leaves_is_told_to_the_handler_and_nothing_more_can_be
         await leg.command()
         leg.send_close(1001, "The sender has left")
         await until(lambda: told_so == ["left", "refused"])
+
+
+async def test_request_that_is_watched_hears_of_a_sender_that_leaves_before_the_answer() -> None:
+    heard = asyncio.Event()
+
+    async def handler(request: HttpRequest) -> HttpResponse:
+        request.watch()
+        if request.suffix == "stays":
+            return HttpResponse(200, b"answered")
+        assert not request.is_disconnected
+        await request.disconnected
+        assert request.is_disconnected
+        request.watch()
+        heard.set()
+        return HttpResponse(200, b"nobody hears this")
+
+    async with RelayStub() as relay, online(relay, http_handler=handler) as (_, control):
+        control.request(address(relay))
+        leg = await arrived(relay)
+        leg.send_close(1001, "The sender has left")
+        await heard.wait()
+        control.request(address(relay), target="/orders/stays")
+        assert (await control.response())[1] == b"answered"
+        assert relay.idle()  # it was not needed any more
+
+
+async def test_answer_that_begins_while_its_rendezvous_opens_takes_it() -> None:
+    go, begun = asyncio.Event(), asyncio.Event()
+
+    async def handler(request: HttpRequest) -> None:
+        request.watch()
+        await go.wait()
+        answer = await request.respond(200)
+        await answer.write(b"first ")
+        begun.set()
+        await asyncio.sleep(0)
+        await until(lambda: request._leg is not None)
+        await answer.end(b"last")
+
+    clock = FakeClock()
+    async with RelayStub() as relay, online(relay, http_handler=handler, _clock=clock, heartbeat=0) as (_, control):
+        control.request(address(relay))
+        leg = await relay.next()
+        go.set()
+        await begun.wait()
+        await leg.upgrade()
+        assert (await leg.response())[1] == b"first last"
+
+
+async def test_sender_that_leaves_while_the_beginning_is_sent_is_told_to_the_writer() -> None:
+    errors: list[Exception] = []
+
+    async def handler(request: HttpRequest) -> None:
+        answer = await request.respond(200)
+        try:
+            for _ in range(1000):
+                await answer.write(BIG)
+        except ConnectionLost as error:
+            errors.append(error)
+            raise
+
+    async with RelayStub() as relay, online(relay, http_handler=handler) as (_, control):
+        control.request(address(relay))
+        leg = await arrived(relay)
+        leg.pause()
+        leg.send_close(1001, "The sender has left")
+        await until(lambda: bool(errors))
 
 
 async def test_stream_that_waits_is_ended_when_the_sender_leaves() -> None:

@@ -163,10 +163,10 @@ class HttpLeg:
             ConnectionLost: the leg has ended.
             HeadersTooLarge: nothing was sent; another one may be.
         """
-        now = self._clock.monotonic()
-        commands = self._core.command(response, now)
         if self.ended is not None:
             raise self._lost()
+        now = self._clock.monotonic()
+        commands = self._core.command(response, now)
         if response.body:
             commands += self._core.body(body, now, end=True)
         self.closing = True

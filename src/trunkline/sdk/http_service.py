@@ -349,7 +349,8 @@ class HttpService:
         self._closers.add(task)
 
     def give_up(self) -> None:
-        """Answer what is in hand with 503, as long as there is the control channel to do so."""
+        """Answer what is in hand with 503, as long as there is the control channel to do so, and take no more."""
+        self._stopping = True
         for request in list(self._requests):
             if request._leg is None and (request._writer is None or request._writer._opening is None):
                 self._fail(request, *_CLOSING)
