@@ -14,6 +14,7 @@ import http_cases
 from e2e.quiet_node import quiet_node
 from http_echo import content
 from http_sdk_echo import SdkEcho
+from http_sender import Cut
 from trunkline.sdk import Connection, HttpRequest, HttpResponse
 from trunkline.sdk.http_service import HttpHandler
 from trunkline.testing import RelayNode, relay_node
@@ -124,6 +125,27 @@ async def test_stream_is_closed_when_its_sender_leaves() -> None:
             assert await sender.piece() == b"data: first\n\n"
         async with asyncio.timeout(5):
             await closed.wait()
+
+
+@pytest.mark.parametrize("stage", ["begun", "opening"])
+async def test_answer_whose_end_is_cancelled_is_cut_and_not_left_open(stage: str) -> None:
+    async def handler(request: HttpRequest) -> HttpResponse | None:
+        answer = await request.respond(200)
+        if stage == "begun":
+            await answer.write(b"begun" * 20_000)
+        async with asyncio.timeout(0.2):
+            await answer.end(b"x" * 40_000_000)  # nobody reads as much
+        return None
+
+    async with served(handler) as (_, relay), relay.connect() as sender:
+        relay.ask(sender)
+        assert (await sender.head()).status == 200
+        # What is under way fills the buffers, and the handler's patience ends.
+        await asyncio.sleep(0.4)
+        with pytest.raises(Cut):
+            async with asyncio.timeout(10):
+                while await sender.piece():
+                    pass
 
 
 @pytest.mark.parametrize("streams", [False, True])

@@ -463,8 +463,25 @@ class ResponseWriter:
         """
         self._check()
         self._ended = True
-        if not self._response.body:
-            data = b""
+        try:
+            await self._end(data if self._response.body else b"")
+        except BaseException:
+            # Cancelled, most likely. Whoever waits for the rest must not wait for ever.
+            if self._stage is not _Stage.SENT:
+                self._break_off(502, "The answer was broken off")
+            raise
+
+    def abort(self) -> None:
+        """Break the answer off. If nothing of it has gone out, the sender gets 502, else it sees the break.
+
+        Does nothing after the end.
+        """
+        if not self._ended:
+            self._break_off(502, "The answer was broken off")
+
+    # --- inside -----------------------------------------------------------------------------------------------
+
+    async def _end(self, data: bytes) -> None:
         if self._stage is _Stage.HELD:
             if self._held_size + len(data) <= CONTROL_BODY_LIMIT:
                 self._send_small(data)
@@ -478,16 +495,6 @@ class ResponseWriter:
                 await self._leg.body(data, end=True)
             self._stage = _Stage.SENT
             self._leg.close(1000, "")
-
-    def abort(self) -> None:
-        """Break the answer off. If nothing of it has gone out, the sender gets 502, else it sees the break.
-
-        Does nothing after the end.
-        """
-        if not self._ended:
-            self._break_off(502, "The answer was broken off")
-
-    # --- inside -----------------------------------------------------------------------------------------------
 
     def _check(self) -> None:
         self._check_way()

@@ -391,6 +391,20 @@ async def test_an_early_answer_arrives_before_the_body_was_read() -> None:
         await until(lambda: "http_requests" not in relay.counts())
 
 
+async def test_a_refusal_before_the_body_was_read_says_that_the_connection_ends() -> None:
+    async with Relay(response_timeout=5, body_idle_timeout=0) as relay:
+        listener = await relay.listener()
+        for fetches in (False, True):
+            sender = await relay.ask(headers=CHUNKED, method="POST", body=b"1\r\na\r\n")
+            request, _ = await listener.asked()
+            if fetches:
+                await (await relay.accept(request)).leave()
+            relay.pass_time(5)
+            answer, _ = await sender.response()
+            assert answer.status == (502 if fetches else 504)
+            assert answer.all("Connection") == ["close"]
+
+
 async def test_both_bodies_pass_at_the_same_time() -> None:
     async with Relay() as relay:
         listener = await relay.listener()

@@ -448,6 +448,7 @@ class HttpRelay:
         if isinstance(error, ResponseTimedOut):
             journal.request_timed_out(self._record)
         journal.request_refused(self._record, error)
+        self._end_connection_if_early()
         self._relays.broker.refuse(self.exchange, error)
 
     def _begin(self, head: ResponseHead) -> None:
@@ -562,9 +563,15 @@ class HttpRelay:
         self._run(self._machine.not_placed(error))
 
     async def _not_fetched(self) -> None:
-        self._relays.broker.journal.request_timed_out(self._record)
-        placement = self._placement
-        deposed = placement is not None and await self._relays.broker.directory.did_not_come(placement)
+        placement, deposed = self._placement, False
+        if placement is not None:
+            try:
+                deposed = await self._relays.broker.directory.did_not_come(placement)
+            except Exception:
+                log.exception("the relay failed on %r", self)
+        if deposed:
+            # Otherwise that is told with the sender's refusal.
+            self._relays.broker.journal.request_timed_out(self._record)
         self._run(self._machine.not_fetched(self._now(), deposed=deposed))
 
     def _release(self, placement: Placement) -> None:
