@@ -392,4 +392,4 @@ async def test_requests_in_disorder_get_their_own_answers_and_leave_nothing(tls:
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 async def test_long_disorder_leaves_nothing(tls: bool) -> None:
     outcomes = await disorder(2 + tls, workers=40, requests=10, tls=tls)
-    assert outcomes["200"] > 100
+    assert outcomes["200"] > 50
