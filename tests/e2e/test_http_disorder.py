@@ -385,11 +385,11 @@ async def disorder(seed: int, *, workers: int, requests: int, tls: bool) -> Coun
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 async def test_requests_in_disorder_get_their_own_answers_and_leave_nothing(tls: bool) -> None:
     outcomes = await disorder(int(tls), workers=12, requests=4, tls=tls)
-    assert outcomes["200"] > 20
+    assert outcomes["200"] and outcomes["504"], outcomes
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 async def test_long_disorder_leaves_nothing(tls: bool) -> None:
     outcomes = await disorder(2 + tls, workers=40, requests=10, tls=tls)
-    assert outcomes["200"] > 50
+    assert outcomes["200"] and outcomes["504"], outcomes
