@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import weakref
 from collections.abc import AsyncIterator
 from typing import Any
@@ -58,8 +59,9 @@ async def test_handler_sees_the_request_and_its_answer_reaches_the_relay() -> No
 
     async def handler(request: HttpRequest) -> HttpResponse:
         seen.append(request)
+        assert request.length == 10
         body = await request.read()
-        assert await request.read() == b""
+        assert await request.read() == b"" and request.length == 0
         return HttpResponse(201, body[::-1], headers={"X-A": "b"}, reason="Made\r\nso")
 
     async with RelayStub() as relay, online(relay, http_handler=handler) as (_, control):
@@ -321,7 +323,7 @@ async def test_answer_that_is_held_up_goes_out_as_it_comes() -> None:
 
 async def test_request_that_is_told_of_is_fetched_and_answered_on_its_own_leg() -> None:
     async def handler(request: HttpRequest) -> HttpResponse:
-        assert request.method == "PUT" and request.suffix == "x"
+        assert request.method == "PUT" and request.suffix == "x" and request.length is None
         return HttpResponse(200, b"".join([piece async for piece in request]))
 
     async with RelayStub() as relay, online(relay, http_handler=handler) as (_, control):
@@ -706,6 +708,7 @@ async def test_rendezvous_that_cannot_be_reached_gives_502_and_the_handler_is_to
 
 
 async def test_request_that_cannot_be_fetched_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     async with RelayStub() as relay, online(relay, http_handler=hello, max_requests=1) as (_, control):
         control.send_command("request", address=address(relay), id=REQUEST_ID)
         await (await relay.next()).refuse(403, "The rendezvous is gone")

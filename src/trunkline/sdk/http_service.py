@@ -175,14 +175,16 @@ class HttpService:
                 leg.answer(*error_answer(command, *refusal, refusal[1]))
 
     async def _fetch(self, told: Request) -> tuple[Request, HttpLeg] | None:
-        """The request and the leg it came by; None when it cannot be had: the sender may have left meanwhile."""
+        """The request and the leg it came by; None when it cannot be had."""
         leg = None
         try:
             async with asyncio.timeout(RENDEZVOUS_TIMEOUT):
                 leg = await self.dial(told.address, told.id)
                 return await leg.request(), leg
         except (RelayError, OSError) as error:
-            log.warning("%s: the request %s cannot be fetched: %s", self._endpoint, told.id, error)
+            # Where the relay was reached, the sender has left, which is nothing to be warned of.
+            level = logging.WARNING if leg is None else logging.INFO
+            log.log(level, "%s: the request %s cannot be fetched: %s", self._endpoint, told.id, error)
             if leg is not None:
                 leg.close(1011, "The request did not come in time")
             return None
