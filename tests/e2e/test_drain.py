@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 import pytest
 
+import http_cases
 from e2e.echo_listener import echo_listener, who_answers
 from e2e.quiet_node import quiet_node
 from e2e.raw_websocket import BINARY, RawWebSocket, raw_pair, refusal
 from e2e.sdk_pair import sdk_pair
 from trunkline.protocol.errors import ConnectionLost
+from trunkline.sdk import HttpRequest, HttpResponse
 from trunkline.testing import RelayNode
 
 
@@ -100,3 +104,44 @@ async def test_listener_of_the_sdk_is_served_by_the_node_that_comes_next(in_orde
         await node.until(lambda counts: counts["listeners"] == 1)
         assert await who_answers(node.client()) == "listener"
         assert listener.state == "online"
+
+
+@pytest.mark.loop("uvloop")
+async def test_draining_node_lets_requests_finish_whatever_they_are_at() -> None:
+    gate = asyncio.Event()
+
+    async def handler(request: HttpRequest) -> HttpResponse:
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b"begun "
+            await gate.wait()
+            yield b"x" * 300_000
+
+        if request.query == "stream":
+            return HttpResponse(200, pieces())
+        await gate.wait()
+        return HttpResponse(200, "small" if request.query == "small" else b"x" * 300_000)
+
+    async with quiet_node() as node, node.listener(http_handler=handler), asyncio.TaskGroup() as tasks:
+        relay = http_cases.Relay.of(node)
+        async with AsyncExitStack() as stack:
+            senders = {}
+            for query in ("small", "large", "stream"):
+                senders[query] = await stack.enter_async_context(relay.connect())
+                senders[query].write_request("GET", f"/{relay.entity}?{query}", relay.request_headers())
+            await node.until(lambda counts: counts["http_requests"] == 3)
+            draining = tasks.create_task(node.drain())
+            await asyncio.sleep(0)
+            late = await stack.enter_async_context(relay.connect())
+            relay.ask(late)
+            assert (await late.answer()).status == 503
+            assert not draining.done()
+            gate.set()
+            answers = {query: await sender.answer() for query, sender in senders.items()}
+            assert {query: len(answer.body) for query, answer in answers.items()} == {
+                "small": 5,
+                "large": 300_000,
+                "stream": 300_006,
+            }
+            assert answers["small"].get("connection") == answers["large"].get("connection") == "close"
+            async with asyncio.timeout(3):
+                await draining
