@@ -9,7 +9,8 @@
     runtime_information   what the relay itself answers to the .NET client
     held_refusals    whose refusals are answered a moment later
     broker           brings a sender and a listener together
-    http_relay       brings a plain HTTP request to a listener, and its answer back
+    http_relays      the plain HTTP requests in flight
+    http_relay       one of them: to a listener, and its answer back
     http_rendezvous  the WebSocket on which a listener fetches a large one, or answers it
     listeners        who listens, who gets the next sender, is there room
     control_channel  tells the listener; keeps its control channel
@@ -20,6 +21,5 @@
     readings         what all of them hold now, as metrics
     prompt           runs what is awaited and mostly ends at once, without a task
     sockets          what all of them share with the system: the receive buffer, keepalive, lost peers, descriptors
-
 Nothing here reads the store: the catalog in memory decides, and its changes come in by `Broker.changed`.
 """

@@ -48,9 +48,9 @@ from trunkline.server.relay.control_channel import ControlChannel
 from trunkline.server.relay.control_channel import Facts as ChannelFacts
 from trunkline.server.relay.frontend import Exchange
 from trunkline.server.relay.held_refusals import Fate, HeldRefusals
-from trunkline.server.relay.http_relay import HttpRelays, guids
+from trunkline.server.relay.http_relays import HttpRelays
 from trunkline.server.relay.journal import Journal
-from trunkline.server.relay.listeners import ListenerDirectory, Offer, Placement
+from trunkline.server.relay.listeners import ListenerDirectory, Offer, Placement, guids
 from trunkline.server.relay.splicing import Connection, Splicing
 from trunkline.server.relay.splicing import Facts as ConnectionFacts
 

@@ -1,9 +1,6 @@
-"""Plain HTTP requests on their way: runs a `RelayedRequest` for each, and knows which are in flight.
+"""One plain HTTP request on its way: runs a `RelayedRequest`.
 
     Exchange (sender) -> HttpRelay -> RelayedRequest -> HttpRelay -> ListenerDirectory, HttpLeg (listener)
-
-`HttpRelays` finds the request that a response or a rendezvous is for, those that must end when a listener is lost, an
-entity is deleted or a key is removed, and looks at the clock of all of them.
 
 A small request costs no task, no timer and no closure: the directory is asked in the same turn of the loop in which the
 head was read, and the response is written in the one in which it came.
@@ -12,39 +9,32 @@ head was read, and the response is written in the one in which it came.
 from __future__ import annotations
 
 import asyncio
-import copy
 import dataclasses
 import logging
-from collections import Counter
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from trunkline.protocol import messages, relayed_http
 from trunkline.protocol.errors import (
     HeadersTooLarge,
     InternalError,
-    InvalidRequest,
     NoListener,
     RelayError,
     ResponseTimedOut,
     ServerBusy,
 )
-from trunkline.protocol.frames import Masker
 from trunkline.protocol.http_forwarding import ResponseHead, request_headers, request_target
-from trunkline.protocol.http_rendezvous import HttpRendezvous
-from trunkline.protocol.limits import CONTROL_MESSAGE_LIMIT, HEARTBEAT
+from trunkline.protocol.limits import CONTROL_MESSAGE_LIMIT
 from trunkline.protocol.messages import RemoteEndpoint, Request, Response
 from trunkline.protocol.relayed_http import BODY_PATIENCE, RelayedRequest, State
 from trunkline.protocol.urls import base_url, request_address, split_authority
-from trunkline.server.relay.admission import Admitted, Arrival
-from trunkline.server.relay.control_channel import ControlChannel
+from trunkline.server.relay.admission import Admitted
 from trunkline.server.relay.exchange import Exchange
-from trunkline.server.relay.http_rendezvous import HttpLeg, Owner
-from trunkline.server.relay.listeners import Offer, Placement, PlainRequest
+from trunkline.server.relay.http_rendezvous import HttpLeg
+from trunkline.server.relay.listeners import Offer, Placement, PlainRequest, guids
 from trunkline.server.relay.prompt import Suspended, begin
 
 if TYPE_CHECKING:
-    from trunkline.server.relay.broker import Broker
+    from trunkline.server.relay.http_relays import HttpRelays
 
 log = logging.getLogger("trunkline.relay")
 
@@ -55,177 +45,8 @@ TRY_AGAIN, TOGETHER = 0.01, 100
 # Requests that wait for the listeners of one hybrid connection, where `max_requests` does not say.
 MOST_WAITING = 1_000
 
-# Addresses that are remembered when their request ended without the answer of the listener that was told of it.
-REMEMBERED = 4_096
-
 # What .NET answers with when a listener gives none (`no_listener_status` of the preset `azure` is for WebSockets).
 _NOT_FOUND, _BAD_GATEWAY = 404, 502
-
-
-class HttpRelays:
-    """All requests in flight.
-
-    Args:
-        broker: whose they are.
-        new_secret: makes the secret of a rendezvous: url-safe, without "=", 128 random bits or more.
-        new_id: makes the short name of a request, unique within the node; it is no secret.
-        masker: the routine that unmasks frames.
-    """
-
-    def __init__(
-        self, broker: Broker, *, new_secret: Callable[[], str], new_id: Callable[[], str], masker: Masker
-    ) -> None:
-        self.broker = broker
-        self.new_secret = new_secret
-        self._new_id = new_id
-        self._masker = masker
-        # By tracking id, which is what a response names; and by the secret of their rendezvous.
-        self._in_flight: dict[str, HttpRelay] = {}
-        self._by_secret: dict[str, HttpRelay] = {}
-        # Secrets of requests that a listener may still come to answer, and in vain: the oldest first.
-        self._too_late: dict[str, None] = {}
-        # Every WebSocket that is there for one, also while it closes behind the end of its request.
-        self._legs: set[HttpLeg] = set()
-        # Requests that no listener was told of yet, by entity. Each may hold a body of 64 KiB.
-        self.waiting: Counter[str] = Counter()
-
-    def __repr__(self) -> str:
-        return f"<HttpRelays in_flight={len(self._in_flight)} rendezvous={len(self._legs)}>"
-
-    def __len__(self) -> int:
-        return len(self._in_flight)
-
-    @property
-    def rendezvous(self) -> int:
-        """WebSockets that are there for one, or were and are not closed yet."""
-        return len(self._legs)
-
-    def by_entity(self) -> Counter[str]:
-        """How many there are for each entity."""
-        return Counter(each.admitted.entity.key for each in self._in_flight.values())
-
-    # -- what happens
-
-    def relay(self, exchange: Exchange, admitted: Admitted) -> None:
-        """Take a request that may go on.
-
-        Raises:
-            ServerBusy: the node takes nothing new.
-        """
-        if self.broker.draining:
-            raise ServerBusy("ServerBusy: The relay is shutting down, try again", tracking_id=admitted.tracking_id)
-        relay = HttpRelay(self, exchange, admitted, self._new_id())
-        self._in_flight[admitted.tracking_id] = relay
-        relay.start()
-
-    def arrived(self, exchange: Exchange, arrival: Arrival) -> None:
-        """A listener opened the address of a rendezvous.
-
-        If its request is over, because the sender left or would wait no longer, it is let in and told so by a Close:
-        a refused handshake would end the process of a hyco-https listener.
-
-        Raises:
-            InvalidRequest: there never was such an address, or its request was answered long ago.
-        """
-        secret = arrival.target.secret or ""
-        relay = self._by_secret.get(secret)
-        if relay is not None:
-            relay.listener_arrived(exchange)
-        elif secret in self._too_late:
-            del self._too_late[secret]
-            leg = self._leg(arrival.tracking_id, NOBODY, HEARTBEAT)
-            exchange.upgrade(leg, subprotocol=first_protocol(exchange))
-            leg.close(1001, "The request is over: the sender left, or was told that nobody answered")
-        else:
-            raise InvalidRequest("The rendezvous is not recognised", tracking_id=arrival.tracking_id)
-
-    def responded(self, channel: ControlChannel, response: Response, body: bytes) -> None:
-        """A response came on a control channel. It answers a request that this listener was told of, or nothing."""
-        relay = self._in_flight.get(response.request_id)
-        if relay is None or relay.listener != channel.id:
-            log.debug("ignored the response of listener %s to %.60r, which is not waited for", channel.id, response)
-            return
-        relay.responded(response, body)
-
-    def listener_lost(self, listener: str, *, in_order: bool) -> None:
-        """A control channel ended. `in_order`: the listener has closed it itself."""
-        for relay in list(self._in_flight.values()):
-            relay.listener_lost(listener, in_order=in_order)
-
-    def withdraw(self, which: Callable[[Admitted], bool], error: RelayError) -> None:
-        """End what `which` picks: refused, or cut where a part of its response has gone out."""
-        for relay in list(self._in_flight.values()):
-            if which(relay.admitted):
-                # One for each: the tracking id is in it.
-                relay.withdraw(copy.copy(error))
-
-    def tick(self, now: float) -> None:
-        """Look at the clock of all; to be called about once a second."""
-        for relay in list(self._in_flight.values()):
-            relay.tick(now)
-        for leg in list(self._legs):
-            leg.tick(now)
-
-    def abort(self) -> None:
-        """Cut every rendezvous."""
-        for leg in list(self._legs):
-            leg.abort()
-
-    # -- what one request needs
-
-    def know(self, secret: str, relay: HttpRelay) -> None:
-        """The address of a request has this secret."""
-        self._by_secret[secret] = relay
-
-    def forget(self, secret: str) -> None:
-        """An address leads nowhere from now on."""
-        self._by_secret.pop(secret, None)
-
-    def over(self, relay: HttpRelay) -> None:
-        """A request is over."""
-        self._in_flight.pop(relay.admitted.tracking_id, None)
-
-    def remember(self, secret: str) -> None:
-        """The request of this address is over, and a listener may not know it."""
-        self._too_late[secret] = None
-        if len(self._too_late) > REMEMBERED:
-            del self._too_late[next(iter(self._too_late))]
-
-    def leg(self, relay: HttpRelay) -> HttpLeg:
-        """The WebSocket of a request, whose listener has come."""
-        return self._leg(relay.admitted.tracking_id, relay, relay.admitted.limits.ping_interval)
-
-    def _leg(self, tracking_id: str, owner: Owner, heartbeat: float) -> HttpLeg:
-        machine = HttpRendezvous(
-            masked=True,
-            now=self.broker.now(),
-            tracking_id=tracking_id,
-            frame_limit=CONTROL_MESSAGE_LIMIT,
-            heartbeat=heartbeat,
-            masker=self._masker,
-        )
-        leg = HttpLeg(machine, owner, clock=self.broker.now, on_gone=self._legs.discard)
-        self._legs.add(leg)
-        return leg
-
-
-class _Nobody:
-    """Owns a rendezvous whose request is over."""
-
-    def rendezvous_response(self, response: Response) -> None:
-        pass
-
-    def rendezvous_body(self, data: bytes, end: bool) -> None:
-        pass
-
-    def rendezvous_is_slow(self, slow: bool) -> None:
-        pass
-
-    def rendezvous_ended(self) -> None:
-        pass
-
-
-NOBODY = _Nobody()
 
 
 class HttpRelay:
@@ -239,6 +60,8 @@ class HttpRelay:
         "_placement",
         "_record",
         "_relays",
+        "_secret",
+        "_told",
         "admitted",
         "arriving",
         "exchange",
@@ -262,10 +85,13 @@ class HttpRelay:
             body_idle_timeout=limits.body_idle_timeout,
             now=relays.broker.now(),
         )
-        # What listeners are told; None before the first is.
+        # What listeners are told; None before the first is, and when no other will be: it holds headers and body.
         self._offer: Offer | None = None
-        # Who was told; None while nobody is.
+        # The secret of its address; None while there is no address.
+        self._secret: str | None = None
+        # Who was told last, as the directory knows it; and as `HttpRelays` does.
         self._placement: Placement | None = None
+        self._told: str | None = None
         # The listener at the address, while its commands run; and its WebSocket.
         self.arriving: Exchange | None = None
         self._leg: HttpLeg | None = None
@@ -414,15 +240,22 @@ class HttpRelay:
         if self._late is not None:
             self._late.cancel()
             self._late = None
-        offer, self._offer = self._offer, None
+        self._offer = None
         self._relays.over(self)
+        self._forget_listener()
+        secret, self._secret = self._secret, None
+        if secret is not None:
+            self._relays.forget(secret)
         placement, self._placement = self._placement, None
-        if offer is not None:
-            self._relays.forget(offer.secret)
         if placement is not None:
-            if offer is not None and self._machine.listener_may_come_late:
-                self._relays.remember(offer.secret)
+            if secret is not None and self._machine.listener_may_come_late:
+                self._relays.remember(secret)
             self._release(placement)
+
+    def _forget_listener(self) -> None:
+        told, self._told = self._told, None
+        if told is not None:
+            self._relays.untold(self, told)
 
     def _answer(self, head: ResponseHead, body: bytes) -> None:
         """The whole answer of the listener."""
@@ -480,6 +313,7 @@ class HttpRelay:
 
     def _place(self, exclude: frozenset[str], body: bytes | None) -> None:
         """Choose a listener and tell it."""
+        self._forget_listener()
         if body:
             self._record.to_listener = len(body)
         try:
@@ -487,6 +321,7 @@ class HttpRelay:
             outcome = begin(self._relays.broker.directory.place(self._offer, exclude))
         except RelayError as error:
             if self._is_worth_waiting(error) and self._may_wait():
+                self._relays.placing(self)
                 self._relays.broker.spawn(self._wait(exclude))
             else:
                 self._not_placed(error)
@@ -495,6 +330,7 @@ class HttpRelay:
             self._not_placed(InternalError())
         else:
             if isinstance(outcome, Suspended):
+                self._relays.placing(self)
                 self._relays.broker.spawn(self._place_later(exclude, outcome))
             else:
                 self._placed(outcome)
@@ -522,8 +358,7 @@ class HttpRelay:
                 if outcome is None:
                     together = self._relays.waiting[self.admitted.entity.key] // TOGETHER
                     await asyncio.sleep(TRY_AGAIN * (1 + together))
-                    if self._offer is None:
-                        # It is over.
+                    if self._machine.over or self._offer is None:
                         return
                     placement = await self._relays.broker.directory.place(self._offer, exclude)
                 else:
@@ -553,6 +388,10 @@ class HttpRelay:
 
     def _placed(self, placement: Placement) -> None:
         self._placement = placement
+        self._told = placement.listener
+        self._relays.told(self, placement.listener)
+        if self._offer is not None and self._offer.request is not None and self._offer.request.body is not None:
+            self._offer = None
         self._relays.broker.journal.request_told(self._record, placement.listener)
         self._run(self._machine.placed(placement.listener, self._now()))
 
@@ -586,12 +425,12 @@ class HttpRelay:
             HeadersTooLarge: no client could read the whole request, whenever it is sent.
         """
         relays, offer = self._relays, self._offer
-        secret = relays.new_secret()
-        if offer is not None:
-            relays.forget(offer.secret)
-            relays.know(secret, self)
-            return dataclasses.replace(offer, secret=secret)
+        if self._secret is not None:
+            relays.forget(self._secret)
+        secret = self._secret = relays.new_secret()
         relays.know(secret, self)
+        if offer is not None:
+            return dataclasses.replace(offer, secret=secret)
         exchange, admitted = self.exchange, self.admitted
         head = exchange.head
         entity = admitted.entity.name
@@ -657,10 +496,3 @@ def _name(host: str) -> str:
 
 def _ends_with_slash(target: str) -> bool:
     return target.partition("?")[0].endswith("/")
-
-
-def guids(value: str | None) -> frozenset[str] | None:
-    """A comma-separated list of GUIDs in lower case; None when the header is absent."""
-    if value is None:
-        return None
-    return frozenset(part.strip().lower() for part in value.split(",") if part.strip())

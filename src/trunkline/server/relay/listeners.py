@@ -527,3 +527,10 @@ def _is_wanted(guid: str | None, offer: Offer) -> bool:
     if offer.allowed is not None and guid not in offer.allowed:
         return False
     return guid is None or guid not in offer.disallowed
+
+
+def guids(value: str | None) -> frozenset[str] | None:
+    """A comma-separated list of GUIDs in lower case; None when the header is absent."""
+    if value is None:
+        return None
+    return frozenset(part.strip().lower() for part in value.split(",") if part.strip())
