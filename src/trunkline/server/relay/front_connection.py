@@ -74,6 +74,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         "_droppable",
         "_exchange",
         "_frontend",
+        "_has_arrived",
         "_head_size",
         "_is_going_on",
         "_is_held",
@@ -93,6 +94,8 @@ class FrontendProtocol(asyncio.BufferedProtocol):
     def __init__(self, frontend: Frontend) -> None:
         self._frontend = frontend
         self._transport: asyncio.Transport | None = None
+        # Whether the TLS handshake is over, where there is one (see `Frontend.arriving`).
+        self._has_arrived = False
         # The head so far; while an answer is owed, what the peer sends ahead of that.
         self._buffer = bytearray()
         # Bytes of it in which no head ends.
@@ -144,6 +147,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         self._transport = transport
         transport.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
         self._is_secure = transport.get_extra_info("ssl_object") is not None
+        self._has_arrived = True
         self._frontend.arriving.discard(self)
         self._frontend.connections.add(self)
         self._frontend.heads[self] = self._frontend.clock() + HEAD_TIMEOUT
@@ -154,6 +158,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         # What comes from now on is for TLS.
         transport.pause_reading()
         self._forget()
+        self._has_arrived = False
         self._frontend.arriving.add(self)
         self._frontend.begin_tls(transport, self)
 
@@ -179,7 +184,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
     def get_buffer(self, sizehint: int) -> memoryview:
         if self._proxy_header_is_due and self._frontend.begin_tls is not None:
             return RECEIVE_BUFFER[: proxy_protocol.wanted(self._buffer)]
-        if self._is_secure or self in self._frontend.arriving:
+        if self._is_secure or not self._has_arrived:
             return RECEIVE_BUFFER
         exchange = self._exchange
         return _BODY_BUFFER if exchange is not None and exchange.reads_body else _HEAD_BUFFER
@@ -194,7 +199,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
             self._give(exchange, bytes(RECEIVE_BUFFER[:nbytes]))
             return
         self._buffer += RECEIVE_BUFFER[:nbytes]
-        if self in frontend.arriving or self._is_too_heavy(self._weight + nbytes):
+        if not self._has_arrived or self._is_too_heavy(self._weight + nbytes):
             return
         if exchange is None and not self._head_size:
             self.go_on()
@@ -270,7 +275,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
 
     def go_on(self) -> None:
         """Serve what is here, one request after the other, as far as it is its turn."""
-        if self._is_going_on or self in self._frontend.arriving:
+        if self._is_going_on or not self._has_arrived:
             return
         self._is_going_on = True
         try:

@@ -66,6 +66,10 @@ class RequestHead:
         """The values of a header joined by ", " as RFC 9110 section 5.2 allows; None when there is none."""
         return self._by_name.get(name.lower())
 
+    def has(self, *names: str) -> bool:
+        """Whether there is a header of one of these names, which are in lower case."""
+        return any(name in self._by_name for name in names)
+
     def tokens(self, name: str) -> tuple[str, ...]:
         """The members of a comma-separated header, trimmed, without empty ones."""
         value = self.get(name)
@@ -167,7 +171,9 @@ def parse_head(data: bytes) -> RequestHead:
         _ = announced_length(collector.headers, version)
         raise InvalidRequest(f"The request head is malformed ({error})") from None
     headers = tuple(collector.headers)
-    head = RequestHead(method, collector.url.decode("latin-1"), headers, version, announced_length(headers, version))
+    head = RequestHead(method, collector.url.decode("latin-1"), headers, version)
+    if head.has("content-length", "transfer-encoding"):
+        head.body_length = announced_length(headers, version)
     host = head.get("host")
     if (version == "1.1") if host is None else ("," in host and sum(name.lower() == "host" for name, _ in headers) > 1):
         raise InvalidRequest("The request needs exactly one Host header")
