@@ -200,7 +200,7 @@ def test_terminal_shows_how_things_stand(access: Access, sender: Sender) -> None
                 while "Ctrl-C ends" not in text:
                     text += os.read(controller, 65_536).decode()
                 assert sender.get("/page")[0] == 200
-                while "1 requests" not in text:
+                while "1 request |" not in text:
                     text += os.read(controller, 65_536).decode()
                 assert "/page" in text and "relay connected | target up" in text
                 process.send_signal(2)

@@ -148,7 +148,7 @@ async def test_terminal_shows_lines_and_how_things_stand() -> None:
     text = output.getvalue()
     assert "https://relay/myHC/ -> http://localhost:3000" in text and "/docs/" in text
     assert "target http://localhost:3000 is down: connection refused" in text
-    assert "relay connected | target up | 1 requests | 0s | Ctrl-C ends" in text
+    assert "relay connected | target up | 1 request | Ctrl-C ends" in text
 
 
 async def test_terminal_takes_what_a_sender_chooses_as_text() -> None:
