@@ -17,8 +17,9 @@ import aiohttp
 import httpx
 import pytest
 from aiohttp import WSMsgType, web
+from fastapi import FastAPI, Request
 
-from expose.exposed_server import exposed
+from expose.exposed_server import application, exposed
 from nginx_server import nginx_of
 from npm_packages import find_node
 from required_program import required
@@ -171,6 +172,24 @@ async def test_login_with_redirect_and_cookies_works_below_the_path() -> None:
         assert answer.url.path == "/myHC/account"
         assert answer.json() == {"session": "ada", "theme": "dark", "prefix": "/myHC"}
         assert {cookie.path for cookie in client.cookies.jar} == {"/myHC/", "/myHC/account"}
+
+
+@pytest.mark.loop("uvloop")
+@pytest.mark.parametrize("preserve_host", [False, True])
+async def test_redirects_of_a_framework_stay_with_the_sender(preserve_host: bool) -> None:
+    """Starlette makes whole addresses of them, with the scheme that uvicorn takes from X-Forwarded-Proto."""
+    app = FastAPI()
+
+    @app.get("/items/")
+    async def items(request: Request) -> str:
+        return str(request.url)
+
+    async with application(app) as target, exposed(target, scheme="https", preserve_host=preserve_host) as (node, _):
+        async with client_of(node) as client:
+            answer = await client.get("items?x=1")
+            assert (answer.status_code, answer.url.path, answer.url.query) == (200, "/myHC/items/", b"x=1")
+            host = f"{node.host}:{node.port}" if preserve_host else target.authority
+            assert answer.json() == f"https://{host}/items/?x=1"
 
 
 @pytest.mark.loop("uvloop")

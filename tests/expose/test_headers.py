@@ -132,6 +132,15 @@ def test_public_path_is_that_of_the_entity_unless_it_has_a_host_of_its_own(
     assert rules.public_path(headers, "myHC").prefix == prefix
 
 
+def test_redirect_to_any_host_that_the_target_takes_for_its_own_stays_with_the_sender() -> None:
+    rules = HeaderRules(TARGET, host="app.example")
+    public = rules.public_path(CaseInsensitiveHeaders({"Host": "Relay:8443"}), "myHC")
+    for host in ("localhost:3000", "app.example", "relay:8443"):
+        for scheme in ("http", "https"):
+            said = f"{scheme}://{host}/x".encode()
+            assert rules.response([(b"Location", said)], public) == [("Location", "/myHC/x")]
+
+
 def test_answer_keeps_names_order_and_repetitions() -> None:
     raw = [(b"X-One", b"1"), (b"Set-Cookie", b"a=1"), (b"set-cookie", b"b=\xc3\xb6"), (b"ETag", b'"x"')]
     assert RULES.response(raw, MYHC) == [

@@ -80,6 +80,12 @@ def test_path_that_stays_below_its_root_passes(path: str) -> None:
         ("/?x=/y", "/myHC/?x=/y"),
         ("http://localhost:3000/docs?x", "/myHC/docs?x"),
         ("HTTP://LOCALHOST:3000", "/myHC/"),
+        ("http://localhost:3000?x", "/myHC/?x"),
+        ("https://localhost:3000/docs/", "/myHC/docs/"),
+        ("https://relay.example:8443/docs/", "/myHC/docs/"),
+        ("https://Relay.Example:8443/myHC/docs/", "/myHC/docs/"),
+        ("https://relay.example/docs/", "https://relay.example/docs/"),
+        ("http://localhost:3000//docs", "/myHC//docs"),
         ("/myHC/docs", "/myHC/docs"),
         ("/myHC", "/myHC"),
         ("/myHCx", "/myHC/myHCx"),
@@ -92,7 +98,7 @@ def test_path_that_stays_below_its_root_passes(path: str) -> None:
     ],
 )
 def test_location_is_one_that_the_sender_can_follow(said: str, public: str) -> None:
-    assert PublicPath("/myHC").location(said, TARGET) == public
+    assert PublicPath("/myHC", frozenset({"relay.example:8443"})).location(said, TARGET) == public
 
 
 def test_location_below_a_base_path_loses_it() -> None:
@@ -105,6 +111,7 @@ def test_location_below_a_base_path_loses_it() -> None:
 def test_location_without_a_prefix_only_loses_the_target() -> None:
     assert PublicPath("").location("http://localhost:3000/docs", TARGET) == "/docs"
     assert PublicPath("").location("/docs", TARGET) == "/docs"
+    assert PublicPath("").location("http://localhost:3000//docs", TARGET) == "/docs"
 
 
 @pytest.mark.parametrize(

@@ -75,12 +75,17 @@ class HeaderRules:
 
         ``X-Forwarded-Prefix: /`` is set by the relay when the hybrid connection was reached by a host of its own.
         """
+        hosts = frozenset(host.lower() for host in (headers.get("Host", ""), self.host or "") if host)
         if self.keep_path or _is_own_host(headers):
-            return PublicPath("")
+            return PublicPath("", hosts)
         said = headers.get("X-Forwarded-Prefix", "").strip()
         if self.trust_forwarded and said.startswith("/"):
-            return PublicPath(said.rstrip("/"))
-        return PublicPath(f"/{entity}")
+            return PublicPath(said.rstrip("/"), hosts)
+        return PublicPath(f"/{entity}", hosts)
+
+    def keeps_entity(self, headers: Mapping[str, str]) -> bool:
+        """Whether the path for the target begins with the entity: it is to stay, and the sender wrote it."""
+        return self.keep_path and not _is_own_host(headers)
 
     def is_loop(self, headers: Mapping[str, str]) -> bool:
         """Whether we have forwarded this request before: the target leads back to the relay."""

@@ -19,6 +19,7 @@ _LONELY_PERCENT = re.compile("%(?![0-9A-Fa-f]{2})")
 # A query keeps its bytes; only what would end the request line is escaped.
 _NOT_IN_A_QUERY = re.compile(r"[^\x21-\x7e]|#")
 _STEPS = re.compile(r"/|\\|%2f|%5c", re.IGNORECASE)
+_ABSOLUTE = re.compile(r"https?://([^/?#]*)", re.IGNORECASE)
 _COOKIE_PATH = re.compile(r"(;\s*path\s*=\s*)(/[^;]*)", re.IGNORECASE)
 
 
@@ -28,19 +29,26 @@ class PublicPath:
 
     #: ``/myHC``; empty where the whole path is the target's: an own host, or nothing is stripped.
     prefix: str
+    #: What stands for the target in its absolute addresses, lower case: its own host, the ``Host`` that it is sent, and
+    #: the one that the sender used.
+    hosts: frozenset[str] = frozenset()
 
     def location(self, value: str, target: Target) -> str:
         """A ``Location`` of the target as a sender can follow it.
 
-        The target's own address becomes a path, as it leads nowhere outside; a path gets the prefix, unless the target
-        knows it already (from ``X-Forwarded-Prefix``). Other hosts and relative references stay.
+        An address of the target becomes a path, as it leads nowhere outside; with either scheme, because a server
+        that is told that the sender came by https says so. A path gets the prefix, unless the target knows it already
+        (from ``X-Forwarded-Prefix``). Other hosts and relative references stay.
         """
         path = value
-        if value.lower().startswith(f"{target.origin}/") or value.lower() == target.origin:
-            path = value[len(target.origin) :] or "/"
-        if not path.startswith("/") or path.startswith("//"):
+        if (found := _ABSOLUTE.match(value)) and found[1].lower() in {target.authority, *self.hosts}:
+            path = value[found.end() :]
+            path = path if path.startswith("/") else f"/{path}"
+        if not path.startswith("/") or (path is value and path.startswith("//")):
             return value
-        return self._public(_without_base(path, target.base_path))
+        public = self._public(_without_base(path, target.base_path))
+        # Two slashes in front would be a host.
+        return f"/{public.lstrip('/')}"
 
     def cookie(self, value: str, target: Target) -> str:
         """A ``Set-Cookie`` whose ``Path`` is the public one: the cookie comes back, and to this target alone."""
