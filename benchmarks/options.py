@@ -48,7 +48,7 @@ def read(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument("--only", default="", help='cases by their words, like "64KiB+plain,rtt"')
     parser.add_argument("--against", default=",".join(BASELINES), help="baselines (default: all that are installed)")
     parser.add_argument("--pairs", type=_count, default=5, help="rounds of each case (default 5)")
-    parser.add_argument("--seconds", type=_positive, default=0.5, help="length of one measurement (default 0.5)")
+    parser.add_argument("--seconds", type=_positive, default=0.4, help="length of one measurement (default 0.4)")
     parser.add_argument("--many", type=_count, default=500, help="connections whose memory is measured (default 500)")
     parser.add_argument("--channels", type=_count, default=5_000, help="idle control channels (default 5000)")
     parser.add_argument(
