@@ -717,6 +717,11 @@ async def test_request_that_cannot_be_fetched_harms_nobody(caplog: pytest.LogCap
         leg = await arrived(relay)
         leg.send_close(1001, "The sender has left")
         await until(lambda: "ended with 1001" in caplog.text)
+        # Senders leave: no warning.
+        assert [record.levelno for record in caplog.records if "cannot be fetched" in record.message] == [
+            logging.WARNING,
+            logging.INFO,
+        ]
         await _is_served(relay, control)
 
 

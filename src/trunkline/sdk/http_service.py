@@ -182,8 +182,8 @@ class HttpService:
                 leg = await self.dial(told.address, told.id)
                 return await leg.request(), leg
         except (RelayError, OSError) as error:
-            # Where the relay was reached, the sender has left, which is nothing to be warned of.
-            level = logging.WARNING if leg is None else logging.INFO
+            # A sender that has left is no trouble of this side.
+            level = logging.INFO if leg is not None and isinstance(error, ConnectionLost) else logging.WARNING
             log.log(level, "%s: the request %s cannot be fetched: %s", self._endpoint, told.id, error)
             if leg is not None:
                 leg.close(1011, "The request did not come in time")
@@ -202,7 +202,8 @@ class HttpService:
             if answer is not None:
                 await self._answer(request, answer)
             elif request._writer is None:
-                log.error("The request handler gave no answer to %r", request)
+                # Nor one that has left while the handler read what it sent.
+                log.log(logging.INFO if request._gone else logging.ERROR, "The handler gave no answer to %r", request)
                 self._fail(request, *_FAILED)
             elif not request._writer._ended:
                 await request._writer.end()

@@ -456,12 +456,13 @@ class FrontendProtocol(asyncio.BufferedProtocol):
 
     def write(self, data: bytes) -> None:
         """Send to the peer."""
-        if self._transport is not None:
+        # The transport of a peer that cut the connection says so for each write, until it tells us.
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
     def write_all(self, pieces: Sequence[bytes]) -> None:
         """Send to the peer, without making one of them."""
-        if self._transport is not None:
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.writelines(pieces)
 
     def answered(self, body: BodyDecoder | None, *, stays: bool) -> None:
