@@ -219,6 +219,45 @@ async def test_listeners_that_replace_each_other_under_load_lose_no_request() ->
         await listeners[-1].close(wait=10)
 
 
+async def test_loss_of_the_control_channel_ends_small_requests_and_no_streams_and_the_listener_comes_back() -> None:
+    go = asyncio.Event()
+    begun: asyncio.Queue[HttpRequest] = asyncio.Queue()
+
+    async def handler(request: HttpRequest) -> HttpResponse | None:
+        if request.suffix == "again":
+            return HttpResponse(200, b"again")
+        if request.suffix == "small":
+            begun.put_nowait(request)
+            await request.disconnected
+            return HttpResponse(200, b"nobody hears this")
+        answer = await request.respond(200)
+        await answer.write(content(100_000, "first"))
+        begun.put_nowait(request)
+        await go.wait()
+        await answer.end(b"last")
+        return None
+
+    async with served(handler) as (node, relay), relay.connect() as small, relay.connect() as large:
+        small.write_request("GET", f"/{relay.entity}/small", relay.request_headers())
+        large.write_request("GET", f"/{relay.entity}/large", relay.request_headers())
+        assert (await large.head()).status == 200
+        for _ in range(2):
+            await begun.get()
+        [channel] = node.node.broker.channels
+        assert channel._transport is not None
+        channel._transport.abort()
+        answer = await small.answer()
+        assert (answer.status, answer.all("via")) == (502, [])
+        go.set()
+        body = b""
+        while piece := await large.piece():
+            body += piece
+        assert body == content(100_000, "first") + b"last"
+        await node.until(lambda counts: counts["listeners"] == 1)
+        small.write_request("GET", f"/{relay.entity}/again", relay.request_headers())
+        assert (await small.answer()).body == b"again"
+
+
 async def test_senders_of_a_listener_that_closes_at_once_get_503() -> None:
     begun = asyncio.Event()
 
