@@ -11,15 +11,20 @@ What it cannot do is named where a test goes round it; each was read in its sour
 
 from __future__ import annotations
 
+import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 
+import httpx
 import pytest
 
 import http_cases
 from http_cases import Exchange, Relay
+from http_echo import content
 from http_sender import Answer
+from required_program import required
 from trunkline.testing import RelayNode, relay_node
 from wire import http_clients
 from wire.addresses import Addresses
@@ -91,6 +96,90 @@ async def test_python_and_curl_get_their_answers_from_hyco_https(
         # curl takes either --head or a body.
         cases = [case for case in METHODS if client is not http_clients.with_curl or case.name != "HEAD with a body"]
         await run_all(EXCHANGES + cases + TARGETS, relay, lambda case, _: client(case, relay, node.ca_file))
+
+
+LARGE = list(http_cases.exchanges("large bodies"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "client", [http_clients.with_httpx, http_clients.with_http_client, http_clients.with_curl], ids=lambda c: c.__name__
+)
+async def test_python_and_curl_exchange_16_mib_with_hyco_https(node_script: Start, client: http_clients.Client) -> None:
+    async with relay_node(tls=True) as node, hyco_https(node_script, node) as (_, relay):
+        await run_all(LARGE, relay, lambda case, _: client(case, relay, node.ca_file))
+
+
+@pytest.mark.slow
+async def test_hyco_https_request_exchanges_16_mib_with_hyco_https(node_script: Start) -> None:
+    async with relay_node(tls=True) as node, hyco_https(node_script, node) as (_, relay):
+        async with node_script("http_sender", ca_file=node.ca_file) as sender:
+            token = Addresses(node.connection_string()).token()
+            await run_all(LARGE, relay, lambda case, n: http_clients.with_hyco_https(case, relay, sender, token, n))
+
+
+async def test_httpx_sends_a_hundred_requests_at_the_same_time_to_hyco_https(node_script: Start) -> None:
+    meeting, number = http_cases.gate(), 100
+    async with relay_node(tls=True) as node, hyco_https(node_script, node) as (_, relay):
+        limits = httpx.Limits(max_connections=number)
+        async with (
+            httpx.AsyncClient(verify=node.client_context(), trust_env=False, limits=limits, timeout=30) as client,
+            asyncio.TaskGroup() as tasks,
+        ):
+
+            async def one(each: int) -> None:
+                plan = {"before": [["meet", meeting, number]], "body": [["bytes", each * 1000, str(each)]]}
+                response = await client.get(f"{node.url}/{relay.entity}", headers=relay.request_headers(plan))
+                assert response.status_code == 200 and response.content == content(each * 1000, str(each))
+
+            for each in range(number):
+                tasks.create_task(one(each))
+
+
+async def test_httpx_and_curl_get_each_event_of_hyco_https_before_the_next_is_made(node_script: Start) -> None:
+    # Behind a piece of more than 64 KiB: before that hyco-https keeps everything back.
+    async with relay_node(tls=True) as node, hyco_https(node_script, node) as (listener, relay):
+        url = f"{node.url}/{relay.entity}"
+
+        def asked() -> tuple[list[str], list[tuple[str, str]]]:
+            gates = [http_cases.gate() for _ in range(3)]
+            steps: list[list[object]] = [["bytes", 100_000, "first"]]
+            for each in gates:
+                steps += [["wait", each], ["text", f"data: {each}\n\n"]]
+            return gates, relay.request_headers({"body": steps})
+
+        async def check(gates: list[str], read: Callable[[int], Awaitable[bytes]]) -> None:
+            assert await read(100_000) == content(100_000, "first")
+            for each in gates:
+                listener.tell("open", gate=each)
+                event = f"data: {each}\n\n".encode()
+                assert await read(len(event)) == event
+
+        gates, headers = asked()
+        async with (
+            httpx.AsyncClient(verify=node.client_context(), trust_env=False, timeout=30) as client,
+            client.stream("GET", url, headers=headers) as response,
+        ):
+            pieces, held = response.aiter_bytes(), bytearray()
+
+            async def read(size: int) -> bytes:
+                while len(held) < size:
+                    held.extend(await anext(pieces))
+                taken = bytes(held[:size])
+                del held[:size]
+                return taken
+
+            await check(gates, read)
+        curl = required(shutil.which("curl"), "the wire tests need the program curl")
+        gates, headers = asked()
+        options = [option for name, value in headers for option in ("--header", f"{name}: {value}")]
+        process = await asyncio.create_subprocess_exec(
+            *(curl, "--silent", "--no-buffer", "--noproxy", "*", "--cacert", str(node.ca_file), *options, url),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        await check(gates, process.stdout.readexactly)
+        assert await process.wait() == 0
 
 
 #: Methods of Node's own parser, which is older than the node's.
