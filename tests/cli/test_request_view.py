@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from trunkline.cli import request_view
-from trunkline.cli.log_stream import LogStream
+from trunkline.cli.log_stream import patient
 from trunkline.cli.request_view import JsonView, LineView, Opened, QuietView, TerminalView, line_of, style_of, view_of
 from trunkline.expose import Kind, Record
 
@@ -67,11 +67,10 @@ class Pipe:
 
     def __init__(self) -> None:
         self._reads, writes = os.pipe()
-        self.stream = LogStream(writes, "utf-8", lambda count: None)
+        self.stream = patient(open(writes, "w", encoding="utf-8", closefd=False), lambda count: None)
         self._writes = writes
 
     def text(self) -> str:
-        self.stream.finish()
         os.close(self._writes)
         with open(self._reads, encoding="utf-8") as file:
             return file.read()
@@ -134,6 +133,17 @@ def test_everything_is_an_object_for_programs() -> None:
         {"event": "relay-lost", "reason": "The control channel was closed"},
         {"event": "relay-back"},
     ]
+
+
+def test_readers_that_are_gone_harm_nobody() -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    with open(writes, "w", encoding="utf-8") as gone:
+        for view in (
+            LineView("t", patient(gone, print), patient(gone, print)),
+            JsonView(patient(gone, print)),
+        ):
+            everything(view)
 
 
 def test_quiet_view_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:

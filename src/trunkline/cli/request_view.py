@@ -15,12 +15,13 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
 from trunkline.cli.failure import harmless
 from trunkline.cli.figures import duration, size
-from trunkline.cli.log_stream import LogStream
+from trunkline.cli.log_stream import LogStream, patient
 from trunkline.expose import Kind, Record
 
 #: Seconds between two writes to a terminal, and the lines of one: more than that nobody reads.
@@ -70,7 +71,7 @@ class LineView(View):
         events: where the rest goes.
     """
 
-    def __init__(self, target: str, requests: LogStream, events: TextIO) -> None:
+    def __init__(self, target: str, requests: TextIO, events: TextIO) -> None:
         self._target = target
         self._requests = requests
         self._events = events
@@ -88,7 +89,7 @@ class LineView(View):
         self._requests.write(line_of(record, time.strftime("%H:%M:%S")) + "\n")
 
     def close(self) -> None:
-        self._requests.finish()
+        _finish(self._requests, self._events)
 
     def _say(self, text: str) -> None:
         print(text, file=self._events, flush=True)
@@ -97,7 +98,7 @@ class LineView(View):
 class JsonView(View):
     """For programs: each line is an object whose ``event`` says what it is."""
 
-    def __init__(self, output: LogStream) -> None:
+    def __init__(self, output: TextIO) -> None:
         self._output = output
 
     def opened(self, opened: Opened) -> None:
@@ -116,7 +117,7 @@ class JsonView(View):
         self._write(event, row)
 
     def close(self) -> None:
-        self._output.finish()
+        _finish(self._output)
 
     def _write(self, event: str, row: dict[str, Any]) -> None:
         self._output.write(json.dumps({"event": event, "time": round(time.time(), 3), **row}) + "\n")
@@ -130,6 +131,7 @@ class TerminalView(View):
         from rich.live import Live
 
         self._target = target
+        self._output = output
         self._console = Console(file=output, highlight=False)
         self._live = Live(console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
         self._count = self._errors = 0
@@ -166,8 +168,9 @@ class TerminalView(View):
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._refresh(again=False)
+        self._refresh()
         self._live.stop()
+        _finish(self._output)
 
     def _event(self, line: str, style: str) -> None:
         self._lines.append((f"{time.strftime('%H:%M:%S')}  {line}", style))
@@ -177,7 +180,7 @@ class TerminalView(View):
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(REFRESH, self._refresh)
 
-    def _refresh(self, *, again: bool = True) -> None:
+    def _refresh(self) -> None:
         from rich.text import Text
 
         self._timer = None
@@ -204,23 +207,27 @@ def view_of(target: str, *, as_json: bool, quiet: bool) -> View:
     if quiet:
         return QuietView()
     if as_json:
-        return JsonView(_output())
+        return JsonView(patient(sys.stdout, _lost))
     if sys.stdout.isatty() and sys.stderr.isatty():
-        return TerminalView(target, sys.stdout)
+        return TerminalView(target, patient(sys.stdout, _lost))
     return line_view(target)
 
 
 def line_view(target: str = "") -> LineView:
     """One plain line for each request on stdout."""
-    return LineView(target, _output(), sys.stderr)
-
-
-def _output() -> LogStream:
-    return LogStream(sys.stdout.fileno(), sys.stdout.encoding or "utf-8", _lost)
+    return LineView(target, patient(sys.stdout, _lost), patient(sys.stderr, lambda _: None))
 
 
 def _lost(count: int) -> None:
-    print(f"{count} lines were lost: nobody read them in time", file=sys.stderr, flush=True)
+    with suppress(OSError):
+        print(f"{count} lines were lost: nobody read them in time", file=sys.stderr, flush=True)
+
+
+def _finish(*streams: TextIO) -> None:
+    """Give whoever reads these a moment to take what is left."""
+    for stream in streams:
+        if isinstance(stream, LogStream):
+            stream.finish()
 
 
 # --- lines ---
