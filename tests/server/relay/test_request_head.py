@@ -33,6 +33,46 @@ def test_client_is_known_by_what_it_calls_itself_printable_and_short(headers: li
     assert RequestHead("GET", "/", tuple(headers)).user_agent == name
 
 
+@pytest.mark.parametrize(
+    ("version", "connection", "stays"),
+    [
+        ("1.1", None, True),
+        ("1.1", "close", False),
+        ("1.1", "Upgrade, CLOSE", False),
+        ("1.1", "keep-alive, x", True),
+        ("1.0", None, False),
+        ("1.0", "x, Keep-Alive", True),
+        ("1.0", "keep-alive, close", False),
+    ],
+)
+def test_client_says_whether_another_request_follows(version: str, connection: str | None, stays: bool) -> None:
+    headers = () if connection is None else (("CONNECTION", connection),)
+    assert RequestHead("GET", "/", headers, version).wants_to_stay is stays
+
+
+@pytest.mark.parametrize(
+    ("version", "expect", "waits"),
+    [("1.1", None, False), ("1.1", "100-Continue", True), ("1.1", "a, 100-continue", True), ("1.1", "200-ok", False)]
+    + [("1.0", "100-continue", False)],
+)
+def test_client_waits_for_a_100_where_it_says_so(version: str, expect: str | None, waits: bool) -> None:
+    headers = () if expect is None else (("Expect", expect),)
+    assert RequestHead("POST", "/", headers, version).expects_continue is waits
+
+
+def test_head_says_which_body_follows() -> None:
+    assert parse_head(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").body_length == 0
+    assert parse_head(b"GET / HTTP/1.1\r\nHost: x\r\ncontent-length: 7\r\n\r\n").body_length == 7
+    assert parse_head(b"GET / HTTP/1.1\r\nHost: x\r\nTRANSFER-ENCODING: Chunked\r\n\r\n").body_length is None
+    assert parse_head(b"GET / HTTP/1.0\r\n\r\n").version == "1.0"
+
+
+def test_repeated_header_is_found_whatever_its_case_and_joined() -> None:
+    head = RequestHead("GET", "/", (("A", "1"), ("b", "2"), ("a", "3")))
+    assert (head.get("a"), head.get("B"), head.get("c"), head.tokens("A")) == ("1, 3", "2", None, ("1", "3"))
+    assert head.has("x", "b") and not head.has("x")
+
+
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_head_or_an_error_of_ours(data: bytes) -> None:
     for head in (
