@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from conformance.http_cases import Read
 from conformance.http_ends import read_by_h11
 from trunkline.protocol.errors import RelayError
 from trunkline.protocol.http_body import ChunkedDecoder
+from trunkline.protocol.http_forwarding import request_headers, request_target, response_head
+from trunkline.protocol.messages import Response
+from trunkline.protocol.urls import HttpTarget, parse_target
 from trunkline.server.relay.exchange import Exchange
 from trunkline.server.relay.front_connection import FrontendProtocol
 from trunkline.server.relay.frontend import Frontend
@@ -156,3 +160,39 @@ def http_connection(data: bytes) -> None:
         assert ended, "h11 reads more"
     if len(requests) > both:
         assert theirs.refused is not None or theirs.has_ended, "h11 reads less"
+
+
+def http_forwarding(data: bytes) -> None:
+    """What of a request and of a response is passed on: a target that still means the same, headers of one line each.
+
+    The first line is a request target, every other one a header of both.
+    """
+    target, *lines = data.decode("latin-1").split("\n")
+    headers = [(name, value) for name, colon, value in (line.partition(":") for line in lines) if colon and name]
+    _target_means_the_same(target)
+    given = request_headers(headers, token_header="Authorization", via="1.1 h")
+    names = [name.lower() for name in given]
+    assert len(set(names)) == len(names)
+    assert not {"authorization", "servicebusauthorization", "connection", "transfer-encoding"} & set(names)
+    head = response_head(Response("id", 200, headers=tuple(headers)), method="GET", via="1.1 h", has_body=True)
+    for name, value in head.headers:
+        assert name.lower() not in ("connection", "content-length", "transfer-encoding")
+        assert value.encode("latin-1").decode("latin-1").replace("\t", " ").isprintable()
+    assert [value for name, value in head.headers if name == "Via"][-1].endswith("1.1 h")
+
+
+def _target_means_the_same(target: str) -> None:
+    try:
+        parsed = parse_target(target)
+    except RelayError:
+        return
+    if not isinstance(parsed, HttpTarget):
+        return
+    given = request_target("a/b", f"/{parsed.raw_path}", parsed.query)
+    path, mark, query = given.partition("?")
+    assert path.startswith("/a/b/") and "#" not in path and path.isprintable()
+    assert (query if mark else "") == parsed.query
+    # As a listener reads it, escapes and all: no segment more or less, none that climbs.
+    decoded = unquote_to_bytes(path.removeprefix("/a/b/").encode())
+    assert decoded == unquote_to_bytes(parsed.raw_path)
+    assert path.count("/") == parsed.raw_path.count("/") + 3

@@ -253,6 +253,26 @@ _ALL = (
         _CHUNK_WORDS,
     ),
     Target(
+        "http_forwarding",
+        http_targets.http_forwarding,
+        (
+            b"/a%20b/%C3%B8%2f%ff//?x=%c3&sb-hc-id=1&y\nHost:h\nConnection:x-a, close\nX-A:1\nCookie:a=1\nCookie:b=2",
+            b"//x/%25%41\nSet-Cookie:a=1; Expires=Wed, 21 Oct 2015 07:28:00 GMT, b=2\nVia:1.0 x\nContent-Length:5",
+        ),
+        (
+            b"%2F",
+            b"%c3%b8",
+            b"%00",
+            b"Connection:",
+            b"Set-Cookie:",
+            b"Via:",
+            b"Authorization:",
+            b"\n",
+            b", b=",
+            b"sb-hc-",
+        ),
+    ),
+    Target(
         "http_connection",
         http_targets.http_connection,
         (

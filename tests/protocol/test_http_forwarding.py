@@ -198,7 +198,8 @@ def test_a_query_passes_as_it_is_without_what_is_the_relays(query: str) -> None:
         ("/orders/%ff%C3", "/orders/%FF%C3"),
         ("/orders/%C3%28", "/orders/%C3("),
         ("/orders/%C2%85%E2%80%A8", "/orders/%C2%85%E2%80%A8"),
-        ("/orders/%zz%4", "/orders/%zz%4"),
+        ("/orders/%zz%4", "/orders/%25zz%254"),
+        ("/orders/%2%46", "/orders/%252F"),
         ("http://relay.local/orders/x", "/orders/x"),
     ],
 )

@@ -35,7 +35,8 @@ _PREFIX = "X-Forwarded-Prefix"
 _PREFIX_LOWER = _PREFIX.lower()
 
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9._~/-]*")
-_ESCAPES = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
+# A "%" that begins no escape could begin one once what follows it is decoded.
+_ESCAPES = re.compile(r"(?:%[0-9A-Fa-f]{2})+|%")
 # Of the characters that can be decoded, those that mean something else once they are.
 _AMBIGUOUS = frozenset("%/\\?#")
 # A quoted text is skipped; a comma separates two cookies where a name and "=" follow, not inside of an Expires date.
@@ -105,7 +106,7 @@ def request_target(entity: str, rest: str, query: str) -> str:
     """`requestTarget`: the path, decoded, and the query as it was sent. Begins with a slash and the entity.
 
     Decoded, because the listeners of Azure Relay expect it so (Java encodes it again). What would mean something else
-    once decoded stays as it is: an escaped slash, backslash, percent or question mark, a control character, bytes that
+    once decoded stays escaped: a slash, backslash, percent or question mark, a control character, bytes that
     are no UTF-8.
 
     Args:
@@ -120,6 +121,8 @@ def request_target(entity: str, rest: str, query: str) -> str:
 
 
 def _decode(escapes: re.Match[str]) -> str:
+    if escapes.group() == "%":
+        return "%25"
     text = bytes.fromhex(escapes.group().replace("%", "")).decode("utf-8", "surrogateescape")
     return "".join(map(_plain, text))
 
