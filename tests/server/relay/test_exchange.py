@@ -314,6 +314,20 @@ async def test_headers_of_an_answer_cannot_end_their_line(part: str, evil: str) 
         assert b"\0" not in answer.raw and answer.raw.count(b"\n") == answer.raw.count(b"\r\n")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["", " ", "Content-Length ", " Content-Length", "Transfer-Encoding: chunked, x", "a b", "Größe", "a\tb", "(x)"],
+)
+async def test_header_of_an_answer_whose_name_is_none_is_left_out(name: str) -> None:
+    """Not all recipients would refuse it, and some would take it for one that frames the answer."""
+    async with Port(say_nothing) as port, await port.dial() as peer:
+        peer.send(request())
+        (await port.exchange()).respond(200, headers=[(name, "7"), ("!#$%&'*+-.^_`|~09azAZ", "kept")], body=b"hello")
+        answer, body = await whole(peer)
+        names = {"Content-Type", "!#$%&'*+-.^_`|~09azAZ", "Date", "Content-Length"}
+        assert {each for each, _ in answer.headers} == names and body == b"hello"
+
+
 async def test_date_is_said_once_also_when_the_listener_says_it() -> None:
     async with Port(say_nothing) as port, await port.dial() as peer:
         for headers, dates in (([], 1), ([("DATE", "yesterday")], 1)):

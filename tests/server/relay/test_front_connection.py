@@ -200,3 +200,23 @@ async def test_head_with_bare_line_feeds_is_refused_without_waiting_for_its_end(
             await asyncio.sleep(0)
         assert (await peer.answer()).status == 400
         assert port.is_idle
+
+
+async def test_fault_on_one_connection_costs_no_other_its_turn(caplog: pytest.LogCaptureFixture) -> None:
+    def serve(exchange: Exchange) -> None:
+        if exchange.head.target == "/fault":
+            raise ValueError("a fault of whoever serves")
+        exchange.respond(200)
+
+    async with Port(serve) as port, await port.dial() as faulty, await port.dial() as other:
+        for peer in (faulty, other):
+            peer.send(request())
+            await whole(peer)
+        # Both wait for the next turn of the loop, the faulty one first.
+        first, second = port.frontend.idle
+        for protocol, target in ((first, "/fault"), (second, "/good")):
+            protocol._buffer += request("GET", target)
+            port.frontend.wait(protocol)
+        assert (await whole(other))[0].status == 200
+        assert await faulty.is_cut()
+        assert "the relay failed on" in caplog.text and not port.frontend.in_flight

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
@@ -38,6 +39,12 @@ _WRITTEN_APART = 16_384
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
+
+
+# Names of headers that were looked at and are proper, so that each is looked at once; at most so many.
+_PROPER_NAMES: set[str] = set()
+_MOST_PROPER_NAMES = 1_000
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 class StreamProtocol(Protocol):
@@ -248,7 +255,8 @@ class Exchange:
         Args:
             status: 200 to 999.
             phrase: the reason phrase, passed whole; None for the one of the code.
-            headers: all but those of framing, which are added here: the caller drops what is hop by hop.
+            headers: all but those of framing, which are added here: the caller drops what is hop by hop. One whose name
+                is none is left out.
             length: bytes of the body; None when that is not known.
         """
         connection = self._connection
@@ -335,6 +343,8 @@ class Exchange:
         lines = [f"HTTP/1.1 {status} {phrase}"]
         has_date = False
         for name, value in headers:
+            if name not in _PROPER_NAMES and not _is_proper(name):
+                continue
             lines.append(f"{name}: {value}")
             has_date = has_date or (len(name) == 4 and name.lower() == "date")
         if not has_date:
@@ -382,6 +392,19 @@ class Exchange:
         self.on_left = self.on_congested = self.on_relieved = None
         self._sink = None
         return connection
+
+
+def _is_proper(name: str) -> bool:
+    """Whether a header of an answer may have that name (RFC 9110 section 5.1). What else a listener writes is left out.
+
+    "Content-Length " and "Transfer-Encoding: chunked" are none of the names that the relay keeps for itself, and would
+    tell the next recipient where the answer ends.
+    """
+    if _NAME.fullmatch(name) is None:
+        return False
+    if len(_PROPER_NAMES) < _MOST_PROPER_NAMES:
+        _PROPER_NAMES.add(name)
+    return True
 
 
 def refusal_body(error: RelayError, phrase: str, *, is_text: bool) -> tuple[bytes, str]:

@@ -177,7 +177,13 @@ class Frontend:
         for _ in range(len(self._ready)):
             if self._may_serve <= 0:
                 return
-            self._ready.popleft().go_on()
+            connection = self._ready.popleft()
+            try:
+                connection.go_on()
+            except Exception:
+                # The others still have their turn.
+                log.exception("the relay failed on %r", connection)
+                connection.abort()
 
     def date_line(self) -> str:
         """The header with the date (RFC 9110 section 6.6.1); made once a second."""
