@@ -64,6 +64,14 @@ class Violation:
 # -- conversations
 
 
+def test_it_knows_how_much_of_a_frame_is_still_to_come() -> None:
+    machine = relay_end()
+    machine.receive(RESPONSE_FRAME, 1.0)
+    assert machine.remaining == 0
+    machine.receive(from_listener(Opcode.BINARY, bytes(1_000))[:-600], 1.0)
+    assert machine.remaining == 600
+
+
 def test_two_ends_carry_a_request_and_its_answer() -> None:
     relay, listener = relay_end(), listener_end()
     request = sent(relay.command(REQUEST, 1.0) + relay.body(b"up", 1.0, end=False) + relay.body(b"", 1.0, end=True))

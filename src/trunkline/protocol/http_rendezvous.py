@@ -140,6 +140,11 @@ class HttpRendezvous:
         end = "relay" if self._masked else "listener"
         return f"<HttpRendezvous {end} {self.tracking_id!r} {self.state.name} body_due={self._body_due}>"
 
+    @property
+    def remaining(self) -> int:
+        """Bytes that the frame which is being received still has: these are taken in at once, however many they are."""
+        return self._decoder.remaining
+
     # -- events
 
     def receive(self, data: bytes | memoryview, now: float) -> list[Command]:

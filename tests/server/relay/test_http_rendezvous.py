@@ -8,6 +8,7 @@ import pytest
 
 from server.relay.peers import HOST, MASK, Peer, Relay, frame, until
 from trunkline.protocol.frames import Opcode, encode_frame
+from trunkline.server.relay.http_rendezvous import SLICE, SLICES, HttpLeg
 
 LARGE = bytes(range(256)) * 1024
 
@@ -87,3 +88,33 @@ async def test_a_listener_that_breaks_the_rules_has_not_answered(violation: byte
         assert (await leg.frame()).close.code in (1002, 1007)
         await leg.leave()
         await until(lambda: not relay.broker.http.rendezvous)
+
+
+async def test_a_flood_of_small_frames_holds_the_loop_a_little_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Relay() as relay:
+        sender, leg, id = await opened(relay)
+        (http_leg,) = relay.broker.http._legs
+        machine = http_leg._machine
+        turns: list[list[int]] = []
+        receive, go_on = machine.receive, http_leg._go_on
+
+        def counted(data: bytes, now: float) -> Any:
+            turns[-1].append(len(data))
+            return receive(data, now)
+
+        def turn() -> None:
+            turns.append([])
+            go_on()
+
+        monkeypatch.setattr(machine, "receive", counted)
+        monkeypatch.setattr(HttpLeg, "_go_on", lambda self: turn())
+        leg.send_frame(Opcode.TEXT, b'{"response":{"requestId":"%b","statusCode":200,"body":true}}' % id.encode())
+        flood = frame(Opcode.PONG) * 20_000
+        large = frame(Opcode.BINARY, LARGE, fin=False)
+        leg.send(flood + large + frame(Opcode.CONTINUATION))
+        assert (await sender.response())[1] == LARGE
+        assert sum(map(sum, turns)) > len(flood + large)
+        for sizes in turns:
+            assert sum(size <= SLICE for size in sizes) <= SLICES or sizes[-1] < SLICE
+        # What is one frame is taken in as it came.
+        assert max(map(max, filter(None, turns))) > 2 * SLICE
