@@ -74,6 +74,8 @@ def clean_phrase(text: str) -> str:
     Line ends and other white space become a space, what cannot be shown or is not Latin-1 becomes ``?``.
     The text is not shortened: clients of Azure Relay read it whole.
     """
+    if text.isascii() and text.isprintable():
+        return text.strip()
     return one_line(text).encode("latin-1", "replace").decode("latin-1").strip()
 
 

@@ -285,13 +285,16 @@ class Admission:
     def _entity(self, namespace: Namespace, target: RelayTarget | HttpTarget) -> tuple[HybridConnection | None, str]:
         """The entity of the longest leading part of the path, and the rest."""
 
-        def exists(path: str) -> bool:
-            return self._catalog.find(namespace, path) is not None
+        entity: HybridConnection | None = None
 
+        def exists(path: str) -> bool:
+            nonlocal entity
+            entity = self._catalog.find(namespace, path)
+            return entity is not None
+
+        # It ends with the first that exists.
         found = match_entity(target.segments, target.raw_segments, exists)
-        if found is None:
-            return None, ""
-        return self._catalog.find(namespace, found[0]), found[1]
+        return (None, "") if found is None else (entity, found[1])
 
     def limits(self, entity_id: str) -> Limits | None:
         """The limits of a hybrid connection as they are now; None when it is gone."""

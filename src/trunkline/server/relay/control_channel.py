@@ -299,6 +299,8 @@ class ControlChannel(asyncio.BufferedProtocol):
         match command:
             case core.Send(data):
                 self._send(data)
+            case core.Deliver(response, body):
+                self._on_response(self, response, body or b"")
             case core.CheckToken(token):
                 self.renewals += 1
                 self._on_token(self, token)
@@ -310,8 +312,6 @@ class ControlChannel(asyncio.BufferedProtocol):
                 self.abort()
             case core.Ended():
                 self._on_ended(self, command)
-            case core.Deliver(response, body):
-                self._on_response(self, response, body or b"")
             case _:
                 # What only the listener's end is told.
                 pass

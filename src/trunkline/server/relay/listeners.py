@@ -358,7 +358,9 @@ class LocalDirectory:
                 waiter.set_result(None)
 
     async def place(self, offer: Offer, exclude: frozenset[str]) -> Placement:
-        roster = self._rosters.setdefault(offer.entity, _Roster())
+        roster = self._rosters.get(offer.entity)
+        if roster is None:
+            roster = self._rosters[offer.entity] = _Roster()
         try:
             self._note_limits(roster, offer.limits)
             wants_connection = offer.request is None
