@@ -258,6 +258,13 @@ def test_relay_that_refuses_ends_it(access: Access) -> None:
     assert "'Listen' claim(s)" in failure_of("expose", "3000", status=1, env=access("Send"))
 
 
+def test_listener_that_may_stand_by_says_so(access: Access, entity: str) -> None:
+    with Program("listen", env=access("Listen")) as listener:
+        listener.wait_for("listening on")
+        with Program("expose", "3000", env=access("Listen")) as expose:
+            assert f"{entity} has 2 listeners" in expose.wait_for("Ctrl-C ends")
+
+
 TOKEN = '-H "ServiceBusAuthorization: $(trunkline token)"'
 
 

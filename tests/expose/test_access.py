@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from trunkline.expose.access import public_url, requires_token
+from trunkline.expose.access import Information, ask, public_url, requires_token
 from trunkline.sdk.endpoint import TLS, Endpoint, read_endpoint
 from trunkline.sdk.proxy import ProxySetting
 from trunkline.testing import RelayNode, relay_node
@@ -42,6 +42,13 @@ async def test_relay_says_whether_senders_need_a_token(tls: bool) -> None:
         assert await requires_token(endpoint_of(node, "open")) is False
         # It is not asked through a proxy, and one that is not there is no failure.
         assert await requires_token(endpoint_of(node, "open", "http://127.0.0.1:1")) is None
+
+
+async def test_relay_says_how_many_listen() -> None:
+    async with relay_node("orders") as node:
+        assert await ask(endpoint_of(node, "orders")) == Information(True, 0)
+        async with node.listener(), node.listener():
+            assert await ask(endpoint_of(node, "orders")) == Information(True, 2)
 
 
 async def test_relay_that_does_not_say_is_none() -> None:

@@ -108,7 +108,7 @@ def command(
 
 
 async def _expose(who: credentials.Credentials, exposure: Exposure, target: str, view: View, timeout: float) -> None:
-    from trunkline.expose.access import public_url, requires_token
+    from trunkline.expose.access import ask, public_url
 
     was_online = False
 
@@ -135,7 +135,9 @@ async def _expose(who: credentials.Credentials, exposure: Exposure, target: str,
             try:
                 endpoint = who.endpoint()
                 url = public_url(endpoint)
-                access = access_lines(url, await requires_token(endpoint), who.ca)
+                information = await ask(endpoint)
+                access = access_lines(url, information.requires_token, who.ca)
+                access += others_lines(who.entity, information.listeners)
                 view.opened(Opened(url, target, who.entity, access))
                 await exposure.health.check()
                 await listener.serve(exposure.serve)
@@ -143,6 +145,16 @@ async def _expose(who: credentials.Credentials, exposure: Exposure, target: str,
                 await listener.close(wait=GRACE)
     finally:
         view.close()
+
+
+def others_lines(entity: str, listeners: int | None) -> list[str]:
+    """A word about other listeners, which may be the ones that senders reach."""
+    if listeners is None or listeners < 2:
+        return []
+    return [
+        f"{entity} has {listeners} listeners. Unless it says otherwise (listener_policy), the first one is active and"
+        " this one stands by."
+    ]
 
 
 def access_lines(url: str, needs_token: bool | None, ca: Path | None) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import dataclass
 from urllib.parse import quote
 
 import aiohttp
@@ -18,21 +19,38 @@ PATIENCE = 5.0
 _MOST = 65_536
 _REQUIRES = re.compile(rb"<RequiresClientAuthorization>\s*(true|false)\s*<", re.IGNORECASE)
 
+_LISTENERS = re.compile(rb"<ListenerCount>\s*([0-9]{1,9})\s*<")
+
 
 def public_url(endpoint: Endpoint) -> str:
     """The address for browsers, with a slash at its end: relative links of a page lead below it."""
     return f"{_address(endpoint)}/"
 
 
+@dataclass(frozen=True)
+class Information:
+    """What the relay says of a hybrid connection; None where it does not say."""
+
+    #: Whether senders need a token.
+    requires_token: bool | None = None
+    #: Registered listeners.
+    listeners: int | None = None
+
+
 async def requires_token(endpoint: Endpoint) -> bool | None:
-    """Whether senders need a token; None when the relay does not say.
+    """Whether senders need a token; None when the relay does not say."""
+    return (await ask(endpoint)).requires_token
+
+
+async def ask(endpoint: Endpoint) -> Information:
+    """Ask the relay about a hybrid connection.
 
     The question is the one of the .NET client's ``GetRuntimeInformationAsync``, asked with a listener's token.
     """
     try:
         port = endpoint.port or (443 if endpoint.secure else 80)
         if proxy_for(endpoint.host, port, secure=endpoint.secure, setting=endpoint.proxy) is not None:
-            return None  # the question is not worth another way through a proxy
+            return Information()  # the question is not worth another way through a proxy
         token = await endpoint.token()
         headers = {"X-PROCESS-AT": "ServiceBus", "Authorization": token.text if token is not None else ""}
         async with (
@@ -45,10 +63,17 @@ async def requires_token(endpoint: Endpoint) -> bool | None:
                 allow_redirects=False,
             ) as response,
         ):
-            found = _REQUIRES.search(await response.content.read(_MOST)) if response.status == 200 else None
+            text = b""
+            async for piece in response.content.iter_any():
+                text += piece
+                if len(text) > _MOST:
+                    break
     except (aiohttp.ClientError, OSError, RelayError):
-        return None
-    return None if found is None else found[1].lower() == b"true"
+        return Information()
+    requires, listeners = _REQUIRES.search(text), _LISTENERS.search(text)
+    if response.status != 200 or requires is None:
+        return Information()
+    return Information(requires[1].lower() == b"true", int(listeners[1]) if listeners is not None else None)
 
 
 def _address(endpoint: Endpoint) -> str:
