@@ -125,6 +125,20 @@ def test_close_1000_in_the_middle_of_a_body_is_its_end_as_java_does() -> None:
     )
 
 
+def test_close_1000_in_the_middle_of_a_request_is_no_end_of_it() -> None:
+    request = from_relay(Opcode.TEXT, messages.encode(REQUEST).encode())
+    assert (
+        Playbook(listener_end())
+        >> event.receive(request + from_relay(Opcode.BINARY, b"abc", fin=False), 1.0)
+        << Received(REQUEST)
+        << BodyPart(b"abc", False)
+        >> event.receive(from_relay(Opcode.CLOSE, close_payload(1000)), 1.0)
+        << closes(1000)
+        << CloseTransport()
+        << Ended(1000, "", False)
+    )
+
+
 @pytest.mark.parametrize("payload", [b"", close_payload(1001), close_payload(1011, "broken")])
 def test_any_other_close_in_the_middle_of_a_body_is_no_end(payload: bytes) -> None:
     relay = relay_end()

@@ -11,7 +11,8 @@ with the body, in any number of fragments. `HttpRendezvous` is either end. It is
 arrives, whatever follows, so that server-sent events are not held back and no body is ever held.
 
 How clients end a body (seen in all three): .NET with an empty last fragment, hyco-https with a last fragment that may
-be empty, Java with no last fragment at all but a Close with 1000 in the middle of the message. So that is an end too.
+be empty, Java with no last fragment at all but a Close with 1000 in the middle of the message. So that is an end too,
+of an answer; a relay ends the body of a request with its last fragment, and a part of an upload is not the whole.
 
 The closing handshake is that of `trunkline.protocol.control_channel`, with its states. A Close ends both directions:
 nobody half-closes here. No I/O: bytes and times go in, commands come out, in the order to run them.
@@ -294,7 +295,7 @@ class HttpRendezvous:
         else:
             # Always a code: .NET reads CloseStatus without looking whether there is one.
             answer = close_payload(1000 if close.code is None else close.code)
-            if self._body_due and close.code == 1000:
+            if self._body_due and close.code == 1000 and self._masked:
                 self._body_due = False
                 commands.append(BodyPart(b"", True))
             ended = Ended(close.code, close.reason, not (self._body_due or self._text))
