@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 
 import pytest
@@ -20,6 +21,9 @@ from trunkline.protocol.errors import ServerBusy
 from trunkline.protocol.sas import Right
 from trunkline.server.entities.model import Rule
 from trunkline.server.relay import http_relays
+from trunkline.server.relay.exchange import Exchange
+from trunkline.server.relay.http_relay import HttpRelay
+from trunkline.server.relay.http_rendezvous import HttpLeg
 
 # -- responses that answer nothing
 
@@ -184,3 +188,36 @@ async def test_only_requests_of_the_listener_that_is_lost_hear_of_it() -> None:
         answers = sorted([(await sender.response())[0].status for sender in senders])
         assert answers == [200, 200, 502, 502]
         assert not relay.broker.http._told
+
+
+@pytest.mark.loop("uvloop")
+async def test_requests_leave_nothing_for_the_garbage_collector() -> None:
+    """Collections take time from all others, the longer the more a node holds."""
+    async with Relay() as relay:
+        listener = await relay.listener()
+        signed = [("ServiceBusAuthorization", token())]
+        sender = await relay.ask()
+        gc.collect()
+        gc.disable()
+        try:
+            for body in (b"", b"small", LARGE) * 5:
+                request, _ = await listener.asked()
+                if list(request) == ["address", "id"]:
+                    leg = await relay.accept(request)
+                    await leg.asked()
+                    leg.respond(request["id"], 200, LARGE)
+                    await sender.response()
+                    assert await closed(leg) == 1000
+                    await leg.leave()
+                else:
+                    listener.respond(request["id"], 200, b"small")
+                    await sender.response()
+                sender.send(http_request("/orders", signed, body, method="POST"))
+            await listener.asked()
+            await until(lambda: not relay.broker.http.rendezvous)
+            kept = [each for each in gc.get_objects() if isinstance(each, HttpRelay | Exchange | HttpLeg)]
+        finally:
+            gc.enable()
+        # The one that is in flight.
+        assert [type(each) for each in kept if not isinstance(each, Exchange)] == [HttpRelay]
+        assert sum(isinstance(each, Exchange) for each in kept) == 1
