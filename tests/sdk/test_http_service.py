@@ -850,6 +850,39 @@ async def test_request_that_is_read_as_the_listener_leaves_is_not_given_up() -> 
     assert given_up == [False]
 
 
+@pytest.mark.parametrize("streamed", [False, True], ids=["returned", "written"])
+async def test_answer_that_is_there_before_its_rendezvous_waits_for_it(
+    streamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_service, "_LEAVE_WITHIN", 0)
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def handler(request: HttpRequest) -> HttpResponse | None:
+        begun.set()
+        await go.wait()
+        if not streamed:
+            return HttpResponse(200, "late")
+        await (await request.respond(200)).end(b"late")
+        return None
+
+    async with RelayStub() as relay, online(relay, http_handler=handler) as (listener, control):
+        control.request(address(relay))
+        await begun.wait()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(listener.close(wait=WITHIN))
+            assert (await control.close_frame()).code == 1000
+            go.set()
+            while listener._http._requests:  # noqa: ASYNC110, the handler has no end that could be waited for
+                await asyncio.sleep(0)
+            leg = await arrived(relay)
+            assert (await leg.response())[1] == b"late"
+            assert (await leg.close_frame()).code == 1000
+            leg.send_close()
+            control.send_close()
+            control.close()
+    assert not listener._http._answers and not listener._http._moving
+
+
 async def test_close_without_a_wait_answers_503_and_cancels_the_handlers() -> None:
     ended: list[str] = []
     begun = asyncio.Event()

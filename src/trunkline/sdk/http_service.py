@@ -84,6 +84,8 @@ class HttpService:
         self._in_hand = 0
         # Those that are on the way to a rendezvous, so that the end of the control channel is not theirs.
         self._moving: set[HttpRequest] = set()
+        # Their answers, where the channel has ended before they came there.
+        self._answers: dict[HttpRequest, tuple[Response, bytes]] = {}
         # Fetches whose request will be refused.
         self._refusing = 0
         # The last request was refused for that, which the log says once.
@@ -286,6 +288,9 @@ class HttpService:
         """Answer on the control channel that brought the request."""
         channel = request._channel
         assert isinstance(channel, ControlChannel)
+        if request in self._moving and channel.ended.done():
+            self._answers[request] = response, body
+            return
         try:
             channel.respond(response, body)
         except ConnectionLost:
@@ -370,12 +375,23 @@ class HttpService:
                 while requests := [each for each in self._requests if each._leg is None and each not in tried]:
                     tried.update(requests)
                     await asyncio.wait([self.spawn(self.move(each)) for each in requests])
+        for request in self._requests - tried:  # they go there while the channel closes
+            self._moving.add(request)
+            _ = self.spawn(self.move(request))
 
     async def move(self, request: HttpRequest) -> None:
         """Give a request a rendezvous of its own, unless it has one or is answered."""
-        if request._leg is not None or request not in self._requests:
+        try:
+            await self._move(request)
+        finally:
+            self._moving.discard(request)
+            self._answers.pop(request, None)
+
+    async def _move(self, request: HttpRequest) -> None:
+        answered = request in self._answers
+        if request._leg is not None or (request not in self._requests and not answered):
             return
-        if request._writer is not None:
+        if request._writer is not None and not answered:
             request._writer._flush()
             if request._writer._opening is not None:
                 await asyncio.wait([request._writer._opening])
@@ -390,9 +406,9 @@ class HttpService:
                 if isinstance(channel, ControlChannel) and channel.ended.done():
                     request._lose()
             return
-        finally:
-            self._moving.discard(request)
-        if request not in self._requests:
+        if request in self._answers:
+            leg.answer(*self._answers[request])
+        elif request not in self._requests:
             leg.close(1000, "")  # answered meanwhile
         elif request._writer is not None:
             request._writer._flush(leg)
