@@ -34,6 +34,9 @@ log = logging.getLogger("trunkline.sdk.listener")
 MAX_REQUESTS = 1_024
 #: Seconds that an answer may be held, to go over the control channel if it is whole by then.
 FLUSH_AFTER = 0.02
+# Seconds between two looks at the answers that wait for that: a look for each would cost as much as the answer, and a
+# timer of uvloop that is shorter than a millisecond is over at once.
+_FLUSH_APART = 0.005
 #: Seconds for going to a rendezvous, and for the request to come there.
 RENDEZVOUS_TIMEOUT = 30.0
 #: Seconds between two looks at the rendezvous that are open.
@@ -340,7 +343,7 @@ class HttpService:
                 self._held.popleft()
                 writer._flush()
             else:
-                self._flusher = self._clock.call_later(due - now, self._flush)
+                self._flusher = self._clock.call_later(max(due - now, _FLUSH_APART), self._flush)
                 return
 
     def _sweep(self) -> None:
