@@ -13,6 +13,7 @@ from trunkline.protocol.errors import QuotaExceeded, RelayError
 from trunkline.protocol.http_body import CHUNKS_AT_ONCE
 from trunkline.protocol.limits import ANSWER_STALLED
 from trunkline.server.relay.exchange import DROPPED_AT_MOST, Exchange
+from trunkline.server.relay.sockets import outstanding
 
 
 class Sink:
@@ -397,6 +398,27 @@ async def test_peer_that_takes_nothing_of_its_answer_is_cut() -> None:
         port.pass_time(1)
         await until(lambda: left)
         assert not exchange.is_open and not port.frontend.in_flight
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_slow_peer_gets_all_of_an_answer_behind_which_its_connection_ends(tls: bool) -> None:
+    """It takes a little now and then: so little that the transport, behind the buffers of the system, sees nothing."""
+    body = bytes(range(256)) * 80_000
+    async with Port(lambda exchange: exchange.respond(200, body=body), tls=tls) as port, await port.dial() as peer:
+        peer.send(request("GET", "/", "Connection: close"))
+        await peer.answer()
+        transport = port.newest._transport
+        assert transport is not None
+        got, seen = b"", set()
+        for _ in range(10):
+            before = outstanding(transport)
+            while outstanding(transport) >= before:
+                got += await peer.read(4_000)
+            seen.add(port.newest.unsent)
+            port.pass_time(ANSWER_STALLED - 1)
+            assert port.frontend.connections
+        assert len(seen) < 10, "the transport alone would have told"
+        assert got + await peer.to_end() == body
 
 
 async def test_answer_that_is_cut_has_no_clean_end() -> None:

@@ -28,7 +28,7 @@ from trunkline.protocol.limits import ANSWER_STALLED, HEAD_TIMEOUT, KEEP_ALIVE_T
 from trunkline.server.relay.exchange import DROPPED_AT_MOST, Exchange, StreamProtocol, refusal_body
 from trunkline.server.relay.forwarded import plain_address
 from trunkline.server.relay.request_head import RequestHead, UpgradeRequired, accept_key, parse_head
-from trunkline.server.relay.sockets import RECEIVE_BUFFER, cut, enable_keepalive, end_writing, is_lost
+from trunkline.server.relay.sockets import RECEIVE_BUFFER, cut, enable_keepalive, end_writing, is_lost, outstanding
 
 if TYPE_CHECKING:
     from trunkline.server.relay.frontend import Frontend
@@ -79,13 +79,13 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         "_is_going_on",
         "_is_held",
         "_is_secure",
+        "_outstanding",
         "_paused",
         "_peer",
         "_proxy_header_is_due",
         "_searched",
         "_stalled_at",
         "_transport",
-        "_unsent",
         "_was_read",
         "_weight",
         "congested",
@@ -119,8 +119,9 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         # Address and port of the other end, or of the one whose connection it passes on.
         self._peer = ("0.0.0.0", 0)
         self._proxy_header_is_due = False
-        # Bytes of its answer that the transport still held when it was looked at last, and since when.
-        self._unsent = 0
+        # Bytes of answers that the peer had not taken when that was asked last, and since when it takes nothing; 0.0
+        # while it does, or owes nothing.
+        self._outstanding = 0
         self._stalled_at = 0.0
         # Since the last look; see `is_lost`.
         self._was_read = False
@@ -217,7 +218,10 @@ class FrontendProtocol(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         self.congested = False
         exchange = self._exchange
-        if exchange is None:
+        if self in self._frontend.lingering:
+            if self._transport is not None and not self._transport.can_write_eof():
+                self._transport.close()
+        elif exchange is None:
             self.go_on()
         elif exchange.on_relieved is not None:
             exchange.on_relieved()
@@ -257,14 +261,12 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         transport = self._transport
         if transport is None:
             return
-        if self.congested and self not in self._frontend.lingering:
-            before, self._unsent = self._unsent, self.unsent
-            if self._unsent < before or not self._stalled_at:
-                self._stalled_at = now
-            elif now - self._stalled_at >= ANSWER_STALLED:
+        if self.congested:
+            # One that lingers has its own look.
+            if self not in self._frontend.lingering and self._has_stalled(now):
                 self.abort()
                 return
-        else:
+        elif self not in self._frontend.lingering:
             self._stalled_at = 0.0
         if self._was_read or self._paused:
             self._was_read = False
@@ -548,7 +550,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         self._buffer.clear()
         self._body = None
         self._weigh(0)
-        self._unsent = self.unsent
+        self._stalled_at = 0.0
         self._frontend.heads.pop(self, None)
         self._frontend.idle.pop(self, None)
         self._frontend.lingering[self] = self._frontend.clock() + LINGER
@@ -557,20 +559,34 @@ class FrontendProtocol(asyncio.BufferedProtocol):
             transport.resume_reading()
         if transport.can_write_eof():
             end_writing(transport)
+        elif self.unsent:
+            # Closing TLS leaves a few seconds for what is held: that is done when it is written (`resume_writing`).
+            transport.set_write_buffer_limits(0)
         else:
             # TLS cannot end one direction: closing says so with a close_notify, reads and drops what still comes, and
             # waits for the peer.
             transport.close()
 
     def linger_overdue(self) -> None:
-        """Cut it, unless it has a long answer and has read some of it in the meantime."""
-        before, self._unsent = self._unsent, self.unsent
-        if 0 < self._unsent < before:
+        """Close it, unless it has an answer of which the peer still takes something now and then."""
+        now = self._frontend.clock()
+        if self.unsent and not self._has_stalled(now):
             # Behind the others, so that they stay in the order of their deadlines.
             del self._frontend.lingering[self]
-            self._frontend.lingering[self] = self._frontend.clock() + LINGER
-        else:
-            self.abort()
+            self._frontend.lingering[self] = now + LINGER
+            return
+        # Without a reset of ours: what the system holds may still arrive.
+        self._forget()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _has_stalled(self, now: float) -> bool:
+        """Whether the peer has taken nothing of what is written for too long; to be asked now and then."""
+        assert self._transport is not None
+        before, self._outstanding = self._outstanding, outstanding(self._transport)
+        if self._outstanding < before or not self._stalled_at:
+            self._stalled_at = now
+        return now - self._stalled_at >= ANSWER_STALLED
 
     def hold(self) -> None:
         """Read no more, and keep nothing of what came behind the head."""

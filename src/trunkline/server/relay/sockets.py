@@ -14,8 +14,10 @@ import struct
 import sys
 
 try:
+    import fcntl
     import resource
-except ImportError:  # Windows, where a process has no such limit
+    import termios
+except ImportError:  # Windows, where a process has no such limit, and nothing of this is asked
     resource = None  # type: ignore[assignment]
 
 log = logging.getLogger("trunkline.relay")
@@ -137,6 +139,23 @@ def unheard(transport: asyncio.BaseTransport) -> float:
         return 0.0
     probes, unacknowledged, silence = _TCP_INFO.unpack(info)
     return silence / 1000 if unacknowledged or probes > 1 else 0.0
+
+
+def outstanding(transport: asyncio.Transport) -> int:
+    """Bytes that were written and that the peer's TCP has not acknowledged: of the transport and of the system.
+
+    The transport's alone do not tell a slow peer from one that takes nothing: the system holds megabytes, and asks for
+    more only when a third of that has gone. Where the system does not tell, it is the transport's.
+    """
+    held = transport.get_write_buffer_size()
+    sock = transport.get_extra_info("socket")
+    if sock is None or sys.platform != "linux":
+        return held
+    try:
+        (queued,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))
+    except OSError:
+        return held
+    return held + int(queued)
 
 
 def end_writing(transport: asyncio.Transport) -> None:
