@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from sdk.asgi.asked import Asked, endpoint, incoming
-from trunkline.sdk.asgi.scopes import Mount
+from trunkline.sdk.asgi.scopes import Mount, Scope
 
 pytestmark = pytest.mark.loop("asyncio")
 
@@ -55,6 +59,28 @@ async def test_http_scope_says_who_asks_for_what() -> None:
         (b"x-other", "\u20ac".encode()),
     ]
     assert scope["state"] == state and scope["state"] is not state
+
+
+# Half a surrogate pair, which JSON can carry.
+@example("\ud800", "\ud800", "\ud800", {"\ud800": "\ud800"})
+@settings(max_examples=40)
+@given(
+    suffix=st.text(),
+    query=st.text(),
+    host=st.text() | st.from_regex(r"[a-z.\[\]:@/?#%0-9]{0,20}"),
+    headers=st.dictionaries(st.text(min_size=1), st.text()),
+)
+def test_nothing_that_a_sender_writes_is_too_odd(suffix: str, query: str, host: str, headers: dict[str, str]) -> None:
+    async def scope_of() -> Scope:
+        return Mount(endpoint(), "").http_scope(
+            Asked("GET", suffix, query, headers=headers | {"Host": host}).as_request(), {}
+        )
+
+    scope = asyncio.run(scope_of())
+    assert scope["path"].startswith("/") and scope["raw_path"].isascii()
+    name, port = scope["server"]
+    assert name and 0 < port <= 65_535
+    assert all(isinstance(part, bytes) for header in scope["headers"] for part in header)
 
 
 @pytest.mark.parametrize(("address", "secure", "port"), [("sb://h/orders", True, 443), ("ws://h/orders", False, 80)])

@@ -90,7 +90,7 @@ class Mount:
         default = 443 if self.endpoint.secure else 80
         path = raw_path = f"{root_path}/{suffix}"
         if not _PLAIN_PATH.fullmatch(path):
-            path, raw_path = f"{root_path}/{unquote(suffix)}", quote(path, safe=_SAFE_IN_PATH)
+            path, raw_path = f"{root_path}/{unquote(suffix)}", quote(path, safe=_SAFE_IN_PATH, errors="replace")
         return {
             "type": kind,
             "asgi": {"version": "3.0", "spec_version": spec},
@@ -98,7 +98,7 @@ class Mount:
             "root_path": root_path,
             "path": path,
             "raw_path": raw_path.encode(),
-            "query_string": query.encode(),
+            "query_string": query.encode(errors="replace"),
             "headers": header_bytes(headers.items()),
             "server": _host_and_port(headers.get("Host", "")[:_LONGEST_NAME], default)
             or (self.endpoint.host, self.endpoint.port or default),
@@ -139,7 +139,7 @@ def _latin_1(text: str) -> bytes:
     try:
         return text.encode("latin-1")
     except UnicodeEncodeError:
-        return text.encode()
+        return text.encode(errors="replace")
 
 
 def _client(address: tuple[str, int]) -> tuple[str, int] | None:
