@@ -12,6 +12,7 @@ from server.relay.peers import Answer, Peer, until
 from trunkline.protocol.errors import QuotaExceeded, RelayError
 from trunkline.protocol.http_body import CHUNKS_AT_ONCE
 from trunkline.protocol.limits import ANSWER_STALLED
+from trunkline.server.relay import frontend
 from trunkline.server.relay.exchange import DROPPED_AT_MOST, Exchange
 from trunkline.server.relay.sockets import outstanding
 
@@ -208,6 +209,18 @@ async def test_many_tiny_chunks_are_decoded_a_part_in_each_turn_and_others_are_s
         assert (await whole(other))[0].status == 200
         assert (await whole(peer))[1] == b"x" * count
         assert (await whole(peer))[0].status == 200
+
+
+async def test_long_body_of_tiny_chunks_holds_nothing_when_it_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frontend, "HANDSHAKES_LIMIT", 100_000)
+    async with Port(Echo) as port, await port.dial() as peer:
+        sent = in_chunks(*[b"x"] * 20 * CHUNKS_AT_ONCE)
+        for at in range(0, len(sent), 30_000):
+            peer.send(sent[at : at + 30_000])
+            await peer.writer.drain()
+        answer, body = await whole(peer)
+        assert (answer.status, len(body)) == (200, 20 * CHUNKS_AT_ONCE)
+        assert port.frontend.held == 0
 
 
 async def test_reading_stops_while_the_body_is_paused_and_nothing_is_lost() -> None:

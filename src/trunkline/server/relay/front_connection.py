@@ -75,6 +75,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         "_exchange",
         "_frontend",
         "_has_arrived",
+        "_head_weight",
         "_head_size",
         "_is_going_on",
         "_is_held",
@@ -125,8 +126,9 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         self._stalled_at = 0.0
         # Since the last look; see `is_lost`.
         self._was_read = False
-        # What it counts for in `Frontend.held`.
+        # What it counts for in `Frontend.held`; and the part of that which is the head of the request in hand.
         self._weight = 0
+        self._head_weight = 0
 
     def __repr__(self) -> str:
         state = "lingering" if self in self._frontend.lingering else "answer owed" if self._exchange else "head"
@@ -200,7 +202,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
             self._give(exchange, bytes(RECEIVE_BUFFER[:nbytes]))
             return
         self._buffer += RECEIVE_BUFFER[:nbytes]
-        if not self._has_arrived or self._is_too_heavy(self._weight + nbytes):
+        if not self._has_arrived or self._is_too_heavy(self._head_weight + len(self._buffer)):
             return
         if exchange is None and not self._head_size:
             self.go_on()
@@ -252,7 +254,9 @@ class FrontendProtocol(asyncio.BufferedProtocol):
             self.abort()
         return True
 
-    def _weigh(self, weight: int) -> None:
+    def _weigh(self) -> None:
+        """Count what is held for it, where it is less now."""
+        weight = self._head_weight + len(self._buffer)
         self._frontend.held += weight - self._weight
         self._weight = weight
 
@@ -356,9 +360,10 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         except RelayError as error:
             self._refuse(error)
             return
-        if self._is_too_heavy(len(self._buffer) + HEADER_WEIGHT * len(head.headers)):
-            return
+        self._head_weight = size + HEADER_WEIGHT * len(head.headers)
         del self._buffer[:size]
+        if self._is_too_heavy(self._head_weight + len(self._buffer)):
+            return
         remote, secure = self._peer, self._is_secure
         if remote[0] in frontend.proxies:
             given = head.get("X-Forwarded-For"), head.get("X-Forwarded-Proto")
@@ -410,6 +415,8 @@ class FrontendProtocol(asyncio.BufferedProtocol):
                 self._frontend.spend(_MANY_CHUNKS)
             if self._exchange is None or exchange.reads_body:
                 self._frontend.wait(self)
+        if self in self._frontend.connections:
+            self._weigh()
         self.regulate()
 
     def _drop(self, body: BodyDecoder) -> bool:
@@ -423,6 +430,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
             self._end()
             return False
         self._buffer += rest
+        self._weigh()
         self._droppable -= len(data) - len(rest)
         if body.is_whole:
             self._body = None
@@ -480,7 +488,8 @@ class FrontendProtocol(asyncio.BufferedProtocol):
             self._end()
             return
         self._body, self._droppable = body, DROPPED_AT_MOST
-        self._weigh(len(self._buffer))
+        self._head_weight = 0
+        self._weigh()
         self._frontend.idle[self] = self._frontend.clock() + KEEP_ALIVE_TIMEOUT
         if self._buffer and not self._is_going_on:
             self._frontend.wait(self)
@@ -549,7 +558,8 @@ class FrontendProtocol(asyncio.BufferedProtocol):
             return
         self._buffer.clear()
         self._body = None
-        self._weigh(0)
+        self._head_weight = 0
+        self._weigh()
         self._stalled_at = 0.0
         self._frontend.heads.pop(self, None)
         self._frontend.idle.pop(self, None)
@@ -591,7 +601,8 @@ class FrontendProtocol(asyncio.BufferedProtocol):
     def hold(self) -> None:
         """Read no more, and keep nothing of what came behind the head."""
         self._buffer.clear()
-        self._weigh(0)
+        self._head_weight = 0
+        self._weigh()
         self._is_held = True
         self.regulate()
 
@@ -613,4 +624,5 @@ class FrontendProtocol(asyncio.BufferedProtocol):
         self._frontend.lingering.pop(self, None)
         self._frontend.connections.discard(self)
         self._frontend.arriving.discard(self)
-        self._weigh(0)
+        self._frontend.held -= self._weight
+        self._weight = 0
