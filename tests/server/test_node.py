@@ -40,6 +40,7 @@ from trunkline.server.entities.store import StoreLocked
 from trunkline.server.metrics import METRICS
 from trunkline.server.node import Node, Tasks
 from trunkline.server.relay.sockets import descriptor_limit
+from trunkline.server.spare_memory import ENOUGH, SpareMemory
 from trunkline.server.status import Phase
 
 NAMESPACE = "myRelayNS"
@@ -403,6 +404,30 @@ async def test_a_sender_that_waits_is_waited_for() -> None:
         async with asyncio.timeout(2):
             await task
         await listener.leave()
+
+
+async def test_memory_is_given_back_when_connections_for_plain_requests_have_gone() -> None:
+    async with new_node() as node:
+        given: list[None] = []
+        node._spare_memory = SpareMemory(lambda: given.append(None))
+
+        async def kept_alive() -> Peer:
+            peer = await Peer.dial(node.port)
+            signed = f"ServiceBusAuthorization: {token()}"
+            peer.send(f"GET /orders HTTP/1.1\r\nHost: {HOST}:{node.port}\r\n{signed}\r\n\r\n".encode())
+            assert (await peer.response())[0].status == 504
+            return peer
+
+        # The first one that goes is reason enough, and the next only after a while.
+        first = await kept_alive()
+        await until(lambda: node._spare_memory._last == 1)
+        await first.leave()
+        await until(lambda: len(given) == 1)
+        peers = [await kept_alive() for _ in range(ENOUGH)]
+        await until(lambda: node._spare_memory._last == len(peers))
+        for peer in peers:
+            peer.reset()
+        await until(lambda: len(given) == 2)
 
 
 async def test_an_idle_node_is_drained_at_once() -> None:

@@ -497,7 +497,8 @@ class Node:
             self._certificates.refresh()
 
     def _look_at_memory(self, now: float) -> None:
-        held = self._frontend.handshakes + len(self.broker.channels) + 2 * len(self.splicing)
+        broker = self.broker
+        held = self._frontend.open + len(broker.channels) + 2 * len(self.splicing) + broker.http.rendezvous
         self._spare_memory.tick(held, now)
 
     # -- stop

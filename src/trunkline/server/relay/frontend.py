@@ -114,9 +114,14 @@ class Frontend:
         return f"<Frontend connections={len(self.connections)} heads={len(self.heads)}>"
 
     @property
+    def open(self) -> int:
+        """Connections that have not been handed on to a leg."""
+        return len(self.connections) + len(self.arriving)
+
+    @property
     def handshakes(self) -> int:
-        """Connections that have not been handed on to a leg, and are not there for plain HTTP."""
-        return len(self.connections) + len(self.arriving) - len(self.idle) - self.in_flight
+        """Those that are not there for plain HTTP."""
+        return self.open - len(self.idle) - self.in_flight
 
     @property
     def is_answering(self) -> bool:
