@@ -122,7 +122,7 @@ async def test_target_that_never_answers_is_given_up_and_one_that_began_is_not()
         await goes_on.wait()
         writer.write(b"k")
 
-    async with raw_target(play) as server, pool_of(server.target, response_timeout=0.05) as pool:
+    async with raw_target(play) as server, pool_of(server.target, response_timeout=1.0) as pool:
         response = await pool.request("GET", "/begins", [], None)
         with pytest.raises(Refused) as failure:
             await pool.request("GET", "/never", [], None)
