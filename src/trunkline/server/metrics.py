@@ -202,7 +202,7 @@ REFUSALS = Metric(
 )  # fmt: skip
 HANDSHAKES = Metric(
     "relay_handshakes", "relay.handshakes", "gauge", "{connection}",
-    "connections of the data port whose request is being read or waits for its answer",
+    "connections of the data port whose request is being read, or whose handshake waits for its answer",
     per_entity=False,
 )  # fmt: skip
 HELD_REFUSALS = Metric(
