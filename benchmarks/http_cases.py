@@ -111,12 +111,9 @@ class HttpCases:
     def _rate(self, routes: Sequence[Route], kind: str, connections: int, transport: str) -> Iterator[tuple[str, ...]]:
         def measure(route: Route) -> Result:
             with senders(route.port, route.tls, connections) as made:
-                result = saturate(
+                return saturate(
                     made, small_request(kind, route), route.measured, self._options.seconds, self._options.seconds / 3
                 )
-            if result.errors:
-                raise AssertionError(f"{kind} through {route.name}: {dict(result.errors)}")
-            return result
 
         results = self._run.rounds(f"http {kind} {transport} {connections}", routes, measure)
         self._rate_targets(results, kind, connections, transport)
@@ -124,7 +121,8 @@ class HttpCases:
             mine = results[route.name]
             rate = Spread.of(each.per_second for each in mine)
             share = statistics.median(each.share or 0.0 for each in mine)
-            each_us = [None if each.cpu is None else each.cpu / len(each.times) * 1e6 for each in mine]
+            each_us = [None if each.cpu is None else each.cpu / max(1, len(each.times)) * 1e6 for each in mine]
+            errors = sum(each.errors.total() for each in mine)
             ratio = "-"
             if "uvicorn" in results and route.name not in ("uvicorn", "origin"):
                 theirs = [each.per_second for each in results["uvicorn"]]
@@ -132,10 +130,10 @@ class HttpCases:
             yield (
                 f"{kind.upper()}, {connections} connection{'s' if connections > 1 else ''}",
                 route.name,
-                f"{rate.median:,.0f} ({rate.low:,.0f} to {rate.high:,.0f})",
+                f"{rate.median:,.0f} ({rate.low:,.0f} to {rate.high:,.0f}){f', {errors} errors' if errors else ''}",
                 _milliseconds(mine, 0.5),
                 _milliseconds(mine, 0.99),
-                f"{share:.0%}{'' if share > BUSY else ' *'}",
+                f"{share:.0%}{' *' if share < BUSY and connections > 1 else ''}",
                 median_or_dash(each_us),
                 ratio,
             )
@@ -185,7 +183,7 @@ class HttpCases:
             )
         )
         what = f"{PER_SECOND} requests a second"
-        self._run.targets.append(Target.below(f"{what}, errors", 1, result.errors.total()))
+        self._run.targets.append(Target.none(f"{what}, errors", result.errors.total()))
         self._run.targets.append(Target.below(f"{what}, p99", 25, result.at(0.99) * 1e3, " ms"))
         if result.share is not None:
             self._run.targets.append(Target.below(f"{what}, node, of one processor", 60, result.share * 100, " %"))
@@ -208,7 +206,7 @@ class HttpCases:
             )
         )
         what = f"{PARALLEL} requests in parallel for {self._options.minute:g} s, errors"
-        self._run.targets.append(Target.below(what, 1, result.errors.total()))
+        self._run.targets.append(Target.none(what, result.errors.total()))
 
     # -- large bodies
 

@@ -62,6 +62,11 @@ class Target:
         """The less, the better."""
         return cls(what, f"under {bound:,g}{unit}", f"{_short(measured)}{unit}", measured < bound)
 
+    @classmethod
+    def none(cls, what: str, count: int) -> Target:
+        """Something that must not happen at all."""
+        return cls(what, "none", f"{count:,}" if count else "none", not count)
+
 
 def _short(number: float) -> str:
     return f"{number:,.2f}" if number < 10 else f"{number:,.0f}"

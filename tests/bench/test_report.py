@@ -30,6 +30,7 @@ def test_target_holds_at_its_lower_bound_and_not_at_its_upper() -> None:
     assert not Target.at_least("ratio", 0.8, 0.7999).met
     assert Target.below("memory", 16, 15.99, " KiB").met
     assert not Target.below("memory", 16, 16, " KiB").met
+    assert Target.none("errors", 0).met and not Target.none("errors", 1).met
 
 
 def test_target_that_does_not_hold_stands_out() -> None:
