@@ -434,8 +434,9 @@ async def test_slow_peer_gets_all_of_an_answer_behind_which_its_connection_ends(
         assert got + await peer.to_end() == body
 
 
-async def test_answer_that_is_cut_has_no_clean_end() -> None:
-    async with Port(say_nothing) as port:
+@pytest.mark.parametrize("tls", [False, True])
+async def test_answer_that_is_cut_has_no_clean_end(tls: bool) -> None:
+    async with Port(say_nothing, tls=tls) as port:
         for length, version in ((None, "1.1"), (10, "1.1"), (None, "1.0")):
             async with await port.dial() as peer:
                 peer.send(request(version=version))
