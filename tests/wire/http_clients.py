@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import http.client
 import shutil
@@ -45,6 +46,12 @@ def pieces(case: Exchange) -> Iterator[bytes]:
         yield body[at:]
 
 
+@functools.lru_cache(maxsize=1)
+def trust(ca_file: Path) -> ssl.SSLContext:
+    """What trusts this authority: made once for all exchanges of a test, as it takes longer than each of them."""
+    return ssl.create_default_context(cafile=ca_file)
+
+
 async def with_httpx(case: Exchange, relay: Relay, ca_file: Path | None) -> Answer:
     """httpx, over a client of its own. The target goes out as the case has it, which `URL` would tidy."""
 
@@ -53,7 +60,7 @@ async def with_httpx(case: Exchange, relay: Relay, ca_file: Path | None) -> Answ
             yield piece
 
     scheme = "https" if ca_file else "http"
-    verify: ssl.SSLContext | bool = ssl.create_default_context(cafile=ca_file) if ca_file else True
+    verify = trust(ca_file) if ca_file else True
     async with httpx.AsyncClient(verify=verify, trust_env=False, timeout=PATIENCE) as client:
         response = await client.request(
             case.method,
@@ -71,7 +78,7 @@ async def with_http_client(case: Exchange, relay: Relay, ca_file: Path | None) -
 
     def exchange() -> Answer:
         if ca_file:
-            context = ssl.create_default_context(cafile=ca_file)
+            context = trust(ca_file)
             client: http.client.HTTPConnection = http.client.HTTPSConnection(
                 relay.host, relay.port, context=context, timeout=PATIENCE
             )

@@ -86,25 +86,35 @@ async def run_all(cases: Iterable[Exchange], relay: Relay, send: Callable[[Excha
                 raise
 
 
-@pytest.mark.parametrize(
+CLIENTS = pytest.mark.parametrize(
     "client", [http_clients.with_httpx, http_clients.with_http_client, http_clients.with_curl], ids=lambda c: c.__name__
 )
+
+
+@CLIENTS
 async def test_python_and_curl_get_their_answers_from_hyco_https(
+    node_script: Start, client: http_clients.Client
+) -> None:
+    async with relay_node(tls=True) as node, hyco_https(node_script, node) as (_, relay):
+        await run_all(EXCHANGES, relay, lambda case, _: client(case, relay, node.ca_file))
+
+
+@pytest.mark.slow
+@CLIENTS
+async def test_python_and_curl_ask_hyco_https_with_every_method_and_odd_target(
     node_script: Start, client: http_clients.Client
 ) -> None:
     async with relay_node(tls=True) as node, hyco_https(node_script, node) as (_, relay):
         # curl takes either --head or a body.
         cases = [case for case in METHODS if client is not http_clients.with_curl or case.name != "HEAD with a body"]
-        await run_all(EXCHANGES + cases + TARGETS, relay, lambda case, _: client(case, relay, node.ca_file))
+        await run_all(cases + TARGETS, relay, lambda case, _: client(case, relay, node.ca_file))
 
 
 LARGE = list(http_cases.exchanges("large bodies"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "client", [http_clients.with_httpx, http_clients.with_http_client, http_clients.with_curl], ids=lambda c: c.__name__
-)
+@CLIENTS
 async def test_python_and_curl_exchange_16_mib_with_hyco_https(node_script: Start, client: http_clients.Client) -> None:
     async with relay_node(tls=True) as node, hyco_https(node_script, node) as (_, relay):
         await run_all(LARGE, relay, lambda case, _: client(case, relay, node.ca_file))
