@@ -280,7 +280,8 @@ class ControlChannel(asyncio.BufferedProtocol):
         self._run(self.machine.close(error, "", self._clock(), loss=loss))
 
     def abort(self) -> None:
-        """Cut it."""
+        """Cut it, behind what it was told: a Close may be the last of that."""
+        self._write()
         if self._transport is not None:
             self._transport.abort()
 
@@ -307,8 +308,6 @@ class ControlChannel(asyncio.BufferedProtocol):
             case core.CloseTransport():
                 self._close_transport()
             case core.AbortTransport():
-                # A Close may go ahead of it.
-                self._write()
                 self.abort()
             case core.Ended():
                 self._on_ended(self, command)
