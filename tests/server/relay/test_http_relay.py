@@ -93,6 +93,31 @@ async def test_answers_to_different_senders_come_in_any_order() -> None:
         assert [(await sender.response())[1] for sender in senders] == [b"/orders/%d" % at for at in range(5)]
 
 
+async def test_an_offer_of_http_2_is_ignored_and_goes_no_further() -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        offer = [("Connection", "Upgrade, HTTP2-Settings"), ("Upgrade", "h2c"), ("HTTP2-Settings", "AAMAAABkAAQAAP__")]
+        sender = await relay.ask(headers=offer)
+        request, _ = await listener.asked()
+        assert request["requestHeaders"].keys() == {"Host", "Via"}
+        listener.respond(request["id"], 200, b"as ever")
+        assert (await sender.response())[1] == b"as ever"
+
+
+async def test_a_sender_of_http_1_0_is_served() -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        sender = await relay.ask(version="1.0")
+        request, _ = await listener.asked()
+        assert request["requestHeaders"]["Via"] == f"1.0 {HOST}"
+        leg = await relay.accept(request)
+        leg.respond(request["id"], 200, LARGE)
+        answer = await sender.answer()
+        # It knows no chunks: the end of the connection is that of the body.
+        assert answer.all("Transfer-Encoding") == [] and answer.all("Content-Length") == []
+        assert await sender.to_end() == LARGE
+
+
 @pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("GET", 204), ("GET", 304)])
 async def test_an_answer_without_a_body_has_none_whatever_the_listener_sends(method: str, status: int) -> None:
     async with Relay() as relay:
