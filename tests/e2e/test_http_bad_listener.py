@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from e2e.quiet_node import quiet_node
-from e2e.raw_websocket import BINARY, CLOSE, CONTINUATION, TEXT, RawWebSocket
+from e2e.raw_websocket import BINARY, CLOSE, CONTINUATION, TEXT, RawWebSocket, Refused
 from http_cases import Relay
 from http_sender import Answer, Cut, HttpSender
 from trunkline.testing import RelayNode
@@ -282,11 +282,12 @@ async def test_close_1000_in_the_middle_of_a_body_is_its_end_as_java_does_it() -
             await next_is_served(relay, sender, control)
 
 
-async def test_answer_of_a_listener_that_says_body_and_closes_its_channel_is_no_answer() -> None:
+async def test_answer_of_a_listener_that_announces_a_body_and_is_lost_is_no_answer() -> None:
     async with quiet_node() as node:
         relay = Relay.of(node)
         async with relay.connect() as sender:
-            async with listening(node) as control:
+            # One that closes in order is waited for: it may come to the rendezvous with its answer.
+            async with RawWebSocket(node.listen_url(), token=node.token()) as control:
                 relay.ask(sender)
                 request = await told(control)
                 await control.send_json(response(request, body=True))
@@ -340,3 +341,36 @@ async def test_requests_for_a_listener_that_does_not_read_wait_in_a_bounded_numb
                     await control.send_json(response(request))
             assert statuses.count(200) == counts["http_requests"]
             await control.send_close(1000)
+
+
+async def test_address_of_a_request_opens_nothing_else() -> None:
+    async with quiet_node(["test", "other"]) as node, listening(node) as control:
+        relay = Relay.of(node)
+        async with relay.connect() as sender:
+            relay.ask(sender)
+            request = await told(control)
+            address: str = request["address"]
+            for wrong, status in (
+                (address.replace("sb-hc-action=request", "sb-hc-action=accept"), 403),
+                (address.replace("sb-hc-action=request", "sb-hc-action=listen"), 401),
+                (address.replace("sb-hc-action=request", "sb-hc-action=connect"), 401),
+                (address[:-4] + "AAAA", 400),
+            ):
+                with pytest.raises(Refused) as refused:
+                    async with RawWebSocket(wrong):
+                        pass
+                assert refused.value.status == status, wrong
+            # It is as good as before.
+            async with RawWebSocket(address) as rendezvous:
+                await rendezvous.send_json(response(request, body=True))
+                await rendezvous.send(BINARY, b"here")
+                assert (await sender.answer()).body == b"here"
+        # Nor does that of a WebSocket lead to a request.
+        waiting = RawWebSocket(node.connect_url(), token=node.token())
+        await waiting.connect()
+        offer = await control.offer()
+        with pytest.raises(Refused) as refused:
+            async with RawWebSocket(offer["address"].replace("sb-hc-action=accept", "sb-hc-action=request")):
+                pass
+        assert refused.value.status == 400
+        waiting.abort()
