@@ -289,6 +289,18 @@ def test_a_listener_may_answer_on_the_control_channel_what_it_fetched() -> None:
     assert Playbook(fetched()) >> event.responded(response(413), b"no", 3.0) << Answer << FAREWELL
 
 
+def test_it_knows_how_much_of_the_body_waits_for_a_listener() -> None:
+    machine = request(None)
+    machine.start()
+    assert machine.held == 0
+    machine.body(b"x" * 40_000, 1.0)
+    machine.body(b"y" * 40_000, 1.0)
+    assert machine.held == 80_000
+    machine.placed("one", 1.0)
+    machine.fetched(2.0)
+    assert machine.held == 0
+
+
 def test_it_knows_whether_all_of_the_body_has_come() -> None:
     assert told().body_is_whole
     machine = fetched()

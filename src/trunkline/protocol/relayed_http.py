@@ -347,6 +347,11 @@ class RelayedRequest:
         return self.state in _FINAL
 
     @property
+    def held(self) -> int:
+        """Bytes of the sender's body that have come and were not passed on."""
+        return self._size if self._pieces else 0
+
+    @property
     def body_is_whole(self) -> bool:
         """Whether all of the sender's body has come."""
         return self._body_whole or self._body_length == 0

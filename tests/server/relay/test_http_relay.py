@@ -298,6 +298,51 @@ async def test_a_listener_that_does_not_read_delays_requests_and_loses_none() ->
             assert (await sender.response())[1] == b"/orders/%d" % at
 
 
+async def test_bodies_that_no_listener_takes_are_held_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_relay, "HELD_AT_MOST", 10 * 65_536)
+    async with Relay(max_requests=0) as relay:
+        listener = await relay.listener()
+        listener.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        senders = [await relay.ask(body=bytes(65_536), method="PUT") for _ in range(200)]
+        answers = [asyncio.create_task(sender.response()) for sender in senders]  # noqa: TID251 - awaited below
+        await until(lambda: len(relay.broker.http) + sum(answer.done() for answer in answers) == 200)
+        assert relay.broker.http.held == 10 * 65_536
+        # A request without a body can wait, whatever the others hold.
+        senders.append(await relay.ask())
+        answers.append(asyncio.create_task(senders[-1].response()))  # noqa: TID251 - awaited below
+        await until(lambda: not answers[0].done() and relay.broker.http.waiting.total() == 11)
+        listener.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        for _ in range(len(relay.broker.http)):
+            request, _ = await listener.asked()
+            listener.respond(request["id"], 200, b"")
+        statuses = [(await answer)[0].status for answer in answers]
+        assert set(statuses) == {200, 503} and statuses[-1] == 200
+        assert relay.broker.http.held == 0
+
+
+async def test_bodies_that_wait_to_be_fetched_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_relay, "HELD_AT_MOST", 150_000)
+    async with Relay() as relay:
+        listener = await relay.listener()
+        piece = b"13880\r\n" + b"x" * 80_000 + b"\r\n"
+        sender = await relay.ask(headers=CHUNKED, method="POST", body=piece)
+        request, _ = await listener.asked()
+        assert 65_536 < relay.broker.http.held <= 80_000
+        await refused(await relay.ask(headers=CHUNKED, method="POST", body=piece), 503, "ServerBusy: The relay holds")
+        leg = await relay.accept(request)
+        assert relay.broker.http.held == 0
+        sender.reset()
+        assert await closed(leg) == 1001
+        again = await relay.ask(headers=CHUNKED, method="POST", body=piece)
+        await listener.asked()
+        again.reset()
+        # A sender that is not read is looked after once a second.
+        async with asyncio.timeout(5):
+            while relay.broker.http.held:
+                relay.pass_time(0.01)
+                await asyncio.sleep(0.01)
+
+
 # -- slow and large bodies
 
 

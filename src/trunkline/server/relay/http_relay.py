@@ -39,11 +39,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("trunkline.relay")
 
 # Seconds between two tries to tell listeners that are busy reading what they were told before; for every `TOGETHER`
-# requests that wait for the same ones, as much longer.
+# requests of the node that wait so, as much longer: all of them together cost a tenth of a core at most.
 TRY_AGAIN, TOGETHER = 0.01, 100
 
 # Requests that wait for the listeners of one hybrid connection, where `max_requests` does not say.
 MOST_WAITING = 1_000
+
+# Bytes of bodies that the node holds for requests of which no listener has taken them yet, of all hybrid connections.
+HELD_AT_MOST = 128 * 2**20
+
+_HOLDS_TOO_MUCH = "ServerBusy: The relay holds too many bodies that no listener has taken, try again"
 
 # What .NET answers with when a listener gives none (`no_listener_status` of the preset `azure` is for WebSockets).
 _NOT_FOUND, _BAD_GATEWAY = 404, 502
@@ -54,6 +59,7 @@ class HttpRelay:
 
     __slots__ = (
         "_late",
+        "_held",
         "_leg",
         "_machine",
         "_offer",
@@ -99,6 +105,8 @@ class HttpRelay:
         self._late: asyncio.TimerHandle | None = None
         # What the journal knows of it.
         self._record = relays.broker.journal.request_began(admitted, exchange, id)
+        # What it counts for in `HttpRelays.held`.
+        self._held = 0
 
     def __repr__(self) -> str:
         return f"<HttpRelay {self.id} {self._machine!r}>"
@@ -157,6 +165,7 @@ class HttpRelay:
         self.arriving = exchange
         self._run(self._machine.fetched(self._now()))
         self.arriving = None
+        self._hold(0 if self._machine.over else self._machine.held)
         if self._leg is not None:
             self._leg.start()
 
@@ -241,6 +250,7 @@ class HttpRelay:
             self._late.cancel()
             self._late = None
         self._offer = None
+        self._hold(0)
         self._relays.over(self)
         self._forget_listener()
         secret, self._secret = self._secret, None
@@ -316,11 +326,18 @@ class HttpRelay:
         self._forget_listener()
         if body:
             self._record.to_listener = len(body)
+        elif body is None and not self._may_hold(self._machine.held):
+            self._not_placed(ServerBusy(_HOLDS_TOO_MUCH))
+            return
         try:
             self._offer = self._made(body)
             outcome = begin(self._relays.broker.directory.place(self._offer, exclude))
         except RelayError as error:
-            if self._is_worth_waiting(error) and self._may_wait():
+            if (
+                self._is_worth_waiting(error)
+                and self._may_wait()
+                and self._may_hold(self._machine.held or len(body or b""))
+            ):
                 self._relays.placing(self)
                 self._relays.broker.spawn(self._wait(exclude))
             else:
@@ -340,6 +357,17 @@ class HttpRelay:
         most = self.admitted.limits.max_requests or MOST_WAITING
         return self._relays.waiting[self.admitted.entity.key] < most
 
+    def _may_hold(self, size: int) -> bool:
+        """Whether so much of its body may be held until a listener takes it; counts it."""
+        if size and self._relays.held - self._held + size > HELD_AT_MOST:
+            return False
+        self._hold(size)
+        return True
+
+    def _hold(self, size: int) -> None:
+        self._relays.held += size - self._held
+        self._held = size
+
     async def _wait(self, exclude: frozenset[str]) -> None:
         """Place it when a listener takes it."""
         waiting, entity = self._relays.waiting, self.admitted.entity.key
@@ -356,7 +384,7 @@ class HttpRelay:
         while True:
             try:
                 if outcome is None:
-                    together = self._relays.waiting[self.admitted.entity.key] // TOGETHER
+                    together = self._relays.waiting.total() // TOGETHER
                     await asyncio.sleep(TRY_AGAIN * (1 + together))
                     if self._machine.over or self._offer is None:
                         return
@@ -392,6 +420,7 @@ class HttpRelay:
         self._relays.told(self, placement.listener)
         if self._offer is not None and self._offer.request is not None and self._offer.request.body is not None:
             self._offer = None
+            self._hold(0)
         self._relays.broker.journal.request_told(self._record, placement.listener)
         self._run(self._machine.placed(placement.listener, self._now()))
 
