@@ -272,7 +272,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
                 return
         elif self not in self._frontend.lingering:
             self._stalled_at = 0.0
-        if self._was_read or self._paused:
+        if self._was_read or self._paused or self._exchange is not None:
             self._was_read = False
             if is_lost(transport, or_ended=self._paused):
                 transport.abort()
