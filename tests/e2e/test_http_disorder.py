@@ -339,6 +339,8 @@ def left_over(node: RelayNode) -> dict[str, int]:
         "secrets": len(http._by_secret),
         "legs": len(http._legs),
         "waiting": len(http.waiting),
+        "told": len(http._told),
+        "placing": len(http._placing),
         "bodies": http.held,
         "records": len(node.node.journal.requests),
         "owed": frontend.in_flight,

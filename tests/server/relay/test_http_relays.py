@@ -18,6 +18,7 @@ from server.relay.peers import (
     until,
 )
 from trunkline.protocol.errors import ServerBusy
+from trunkline.protocol.relayed_http import Command, RelayedRequest
 from trunkline.protocol.sas import Right
 from trunkline.server.entities.model import Rule
 from trunkline.server.relay import http_relays
@@ -42,6 +43,49 @@ async def test_responses_that_nobody_waits_for_are_ignored(caplog: pytest.LogCap
         assert (await sender.response())[1] == b"first"
         sender.send(http_request("/orders", [("ServiceBusAuthorization", token())]))
         await answered(listener, sender)
+
+
+@pytest.mark.parametrize("at", ["the machine", "the answer", "the clock"])
+async def test_a_request_on_which_the_relay_fails_ends_and_no_other(
+    at: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    async with Relay() as relay:
+        listener = await relay.listener()
+        failing, other = await relay.ask(), await relay.ask()
+        requests = [(await listener.asked())[0] for _ in range(2)]
+        with monkeypatch.context() as patch:
+            where = {
+                "the machine": (RelayedRequest, "responded"),
+                "the answer": (Exchange, "respond"),
+                "the clock": (RelayedRequest, "tick"),
+            }[at]
+            if at == "the answer":
+                patch.setattr(*where, fail)
+                listener.respond(requests[0]["id"], 200, b"answer")
+                await until(lambda: relay.counts()["http_requests"] == 1)
+                assert await failing.is_cut()
+            elif at == "the machine":
+                patch.setattr(*where, fail)
+                listener.respond(requests[0]["id"], 200, b"answer")
+                await refused(failing, 500, "")
+            else:
+                whole = RelayedRequest.tick
+
+                def tick(machine: RelayedRequest, now: float) -> list[Command]:
+                    if machine.tracking_id == requests[0]["id"]:
+                        raise ZeroDivisionError
+                    return whole(machine, now)
+
+                patch.setattr(*where, tick)
+                relay.pass_time(0.1)
+                await refused(failing, 500, "")
+        assert "the relay failed on <HttpRelay" in caplog.text
+        listener.respond(requests[1]["id"], 200, b"of the other")
+        assert (await other.response())[1] == b"of the other"
+        assert "http_requests" not in relay.counts() and not relay.broker.journal.requests
 
 
 async def test_a_sender_that_leaves_harms_nobody() -> None:

@@ -200,49 +200,68 @@ class HttpRelay:
 
     def _run(self, commands: list[relayed_http.Command]) -> None:
         exchange = self.exchange
-        for command in commands:
-            match command:
-                case relayed_http.Place(exclude, body):
-                    self._place(exclude, body)
-                case relayed_http.Answer(head, body):
-                    self._answer(head, body)
-                case relayed_http.Write(data):
-                    self._record.to_sender += len(data)
-                    exchange.write(data)
-                case relayed_http.SendBody(data, end):
-                    self._record.to_listener += len(data)
-                    if self._leg is not None:
-                        self._leg.send_body(data, end)
-                case relayed_http.ReadBody():
-                    exchange.read_body(self)
-                case relayed_http.PauseBody():
-                    exchange.pause_body()
-                case relayed_http.ResumeBody():
-                    exchange.resume_body()
-                case relayed_http.AnswerListener():
-                    self._answer_listener()
-                case relayed_http.SendRequest():
-                    self._send_request()
-                case relayed_http.RefuseListener(error):
-                    if self.arriving is not None:
-                        self._relays.broker.refuse(self.arriving, error)
-                case relayed_http.Begin(head):
-                    self._begin(head)
-                case relayed_http.End():
-                    self._relays.broker.journal.request_ended(self._record)
-                    exchange.end()
-                case relayed_http.Abort(reason):
-                    self._relays.broker.journal.request_cut(self._record, reason)
-                    exchange.abort()
-                case relayed_http.Refuse(error):
-                    self._refuse(error)
-                case relayed_http.CloseRendezvous(code, reason):
-                    if self._leg is not None:
-                        self._leg.close(code, reason)
-                case relayed_http.AskDirectory():
-                    self._relays.broker.spawn(self._not_fetched())
+        try:
+            for command in commands:
+                match command:
+                    case relayed_http.Place(exclude, body):
+                        self._place(exclude, body)
+                    case relayed_http.Answer(head, body):
+                        self._answer(head, body)
+                    case relayed_http.Write(data):
+                        self._record.to_sender += len(data)
+                        exchange.write(data)
+                    case relayed_http.SendBody(data, end):
+                        self._record.to_listener += len(data)
+                        if self._leg is not None:
+                            self._leg.send_body(data, end)
+                    case relayed_http.ReadBody():
+                        exchange.read_body(self)
+                    case relayed_http.PauseBody():
+                        exchange.pause_body()
+                    case relayed_http.ResumeBody():
+                        exchange.resume_body()
+                    case relayed_http.AnswerListener():
+                        self._answer_listener()
+                    case relayed_http.SendRequest():
+                        self._send_request()
+                    case relayed_http.RefuseListener(error):
+                        if self.arriving is not None:
+                            self._relays.broker.refuse(self.arriving, error)
+                    case relayed_http.Begin(head):
+                        self._begin(head)
+                    case relayed_http.End():
+                        self._relays.broker.journal.request_ended(self._record)
+                        exchange.end()
+                    case relayed_http.Abort(reason):
+                        self._relays.broker.journal.request_cut(self._record, reason)
+                        exchange.abort()
+                    case relayed_http.Refuse(error):
+                        self._refuse(error)
+                    case relayed_http.CloseRendezvous(code, reason):
+                        if self._leg is not None:
+                            self._leg.close(code, reason)
+                    case relayed_http.AskDirectory():
+                        self._relays.broker.spawn(self._not_fetched())
+        except Exception:
+            self.failed()
         if self._machine.over:
             self._finish()
+
+    def failed(self) -> None:
+        """End it after an exception, which is logged: it must not be the end of others, nor stay for ever."""
+        log.exception("the relay failed on %r", self)
+        broker = self._relays.broker
+        if self.arriving is not None and self.arriving.is_open:
+            broker.refuse(self.arriving, InternalError(tracking_id=self.admitted.tracking_id))
+        if not self._machine.over:
+            self._run(self._machine.withdraw(InternalError()))
+        if self.exchange.is_open:
+            # It was just being answered.
+            if self._record in broker.journal.requests:
+                broker.journal.request_cut(self._record, "the relay failed")
+            self.exchange.abort()
+        if self._leg is not None:
+            self._leg.close(1011, "The relay failed")
 
     def _finish(self) -> None:
         """Nothing more can come of it."""

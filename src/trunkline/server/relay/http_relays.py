@@ -122,7 +122,11 @@ class HttpRelays:
         if relay is None or relay.listener != channel.id:
             log.debug("ignored the response of listener %s to %.60r, which is not waited for", channel.id, response)
             return
-        relay.responded(response, body)
+        try:
+            relay.responded(response, body)
+        except Exception:
+            # Not the end of the channel, on which others are answered.
+            relay.failed()
 
     def listener_lost(self, listener: str, *, in_order: bool) -> None:
         """A control channel ended. `in_order`: the listener has closed it itself."""
@@ -139,7 +143,10 @@ class HttpRelays:
     def tick(self, now: float) -> None:
         """Look at the clock of all; to be called about once a second."""
         for relay in list(self._in_flight.values()):
-            relay.tick(now)
+            try:
+                relay.tick(now)
+            except Exception:
+                relay.failed()
         for leg in list(self._legs):
             leg.tick(now)
 
