@@ -300,6 +300,7 @@ async def test_a_listener_that_does_not_read_delays_requests_and_loses_none() ->
 
 async def test_bodies_that_no_listener_takes_are_held_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_relay, "HELD_AT_MOST", 10 * 65_536)
+    monkeypatch.setattr(http_relay, "HELD_ANYWAY", 65_536)
     async with Relay(max_requests=0) as relay:
         listener = await relay.listener()
         listener.writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -320,15 +321,27 @@ async def test_bodies_that_no_listener_takes_are_held_up_to_a_limit(monkeypatch:
         assert relay.broker.http.held == 0
 
 
+async def fetched_and_left(relay: Relay, listener: Peer, sender: Peer) -> None:
+    """The listener fetches the sender's request, and the sender leaves."""
+    leg = await relay.accept((await listener.asked())[0])
+    sender.reset()
+    assert await closed(leg) == 1001
+
+
 async def test_bodies_that_wait_to_be_fetched_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_relay, "HELD_AT_MOST", 150_000)
-    async with Relay() as relay:
+    monkeypatch.setattr(http_relay, "HELD_ANYWAY", 100_000)
+    async with Relay([namespace(), hybrid_connection(), hybrid_connection("other")]) as relay:
         listener = await relay.listener()
         piece = b"13880\r\n" + b"x" * 80_000 + b"\r\n"
         sender = await relay.ask(headers=CHUNKED, method="POST", body=piece)
         request, _ = await listener.asked()
         assert 65_536 < relay.broker.http.held <= 80_000
         await refused(await relay.ask(headers=CHUNKED, method="POST", body=piece), 503, "ServerBusy: The relay holds")
+        # What one hybrid connection holds shuts no other out.
+        stranger = await relay.listener("other")
+        of_other = await relay.ask("/other", CHUNKED, piece, method="POST", signature=token("other"))
+        await fetched_and_left(relay, stranger, of_other)
         leg = await relay.accept(request)
         assert relay.broker.http.held == 0
         sender.reset()
@@ -338,7 +351,7 @@ async def test_bodies_that_wait_to_be_fetched_count_too(monkeypatch: pytest.Monk
         again.reset()
         # A sender that is not read is looked after once a second.
         async with asyncio.timeout(5):
-            while relay.broker.http.held:
+            while relay.broker.http.held or relay.broker.http.held_by_entity:
                 relay.pass_time(0.01)
                 await asyncio.sleep(0.01)
 

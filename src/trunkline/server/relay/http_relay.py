@@ -45,8 +45,9 @@ TRY_AGAIN, TOGETHER = 0.01, 100
 # Requests that wait for the listeners of one hybrid connection, where `max_requests` does not say.
 MOST_WAITING = 1_000
 
-# Bytes of bodies that the node holds for requests of which no listener has taken them yet, of all hybrid connections.
-HELD_AT_MOST = 128 * 2**20
+# Bytes of bodies that the node holds for requests of which no listener has taken them yet, of all hybrid connections;
+# and of each one whatever the others do, so that none of them is shut out.
+HELD_AT_MOST, HELD_ANYWAY = 128 * 2**20, 2**20
 
 _HOLDS_TOO_MUCH = "ServerBusy: The relay holds too many bodies that no listener has taken, try again"
 
@@ -378,13 +379,21 @@ class HttpRelay:
 
     def _may_hold(self, size: int) -> bool:
         """Whether so much of its body may be held until a listener takes it; counts it."""
-        if size and self._relays.held - self._held + size > HELD_AT_MOST:
-            return False
+        relays, more = self._relays, size - self._held
+        if size and relays.held + more > HELD_AT_MOST:
+            if relays.held_by_entity[self.admitted.entity.key] + more > HELD_ANYWAY:
+                return False
         self._hold(size)
         return True
 
     def _hold(self, size: int) -> None:
-        self._relays.held += size - self._held
+        if size == self._held:
+            return
+        relays, entity = self._relays, self.admitted.entity.key
+        relays.held += size - self._held
+        relays.held_by_entity[entity] += size - self._held
+        if not relays.held_by_entity[entity]:
+            del relays.held_by_entity[entity]
         self._held = size
 
     async def _wait(self, exclude: frozenset[str]) -> None:

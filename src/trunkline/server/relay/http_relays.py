@@ -63,8 +63,9 @@ class HttpRelays:
         self._legs: set[HttpLeg] = set()
         # Requests that no listener was told of yet, by entity. Each may hold a body of 64 KiB.
         self.waiting: Counter[str] = Counter()
-        # Bytes of bodies that no listener has taken yet.
+        # Bytes of bodies that no listener has taken yet, and by entity.
         self.held = 0
+        self.held_by_entity: Counter[str] = Counter()
 
     def __repr__(self) -> str:
         return f"<HttpRelays in_flight={len(self._in_flight)} rendezvous={len(self._legs)}>"
