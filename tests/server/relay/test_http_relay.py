@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 from urllib.parse import quote
@@ -510,6 +511,25 @@ async def test_a_listener_that_sends_faster_than_the_sender_reads_is_held_up() -
         while chunk := await sender.chunk():
             size += len(chunk)
         assert size == 64 * 2**20
+
+
+async def test_a_listener_is_heard_to_the_end_when_the_sender_that_held_it_up_left() -> None:
+    async with Relay() as relay:
+        listener = await relay.listener()
+        sender, leg, _ = await begun(relay, listener)
+        sender.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.5):
+                while True:
+                    leg.send_frame(Opcode.CONTINUATION, LARGE, fin=False)
+                    await leg.writer.drain()
+        sender.reset()
+        await until(lambda: "http_requests" not in relay.counts())
+        assert await closed(leg) == 1001
+        # The answer to that was read, behind all that had come before it.
+        assert await leg.to_end() == b""
+        await leg.leave()
+        await until(lambda: not relay.broker.http.rendezvous)
 
 
 async def held_up(peer: Peer) -> None:

@@ -195,6 +195,9 @@ class ControlChannel(asyncio.BufferedProtocol):
     def _take(self, data: bytes) -> None:
         """Take in what was read, a slice in each turn of the loop."""
         self.bytes_received += len(data)
+        if self._farewell is not None:
+            # It is read and dropped.
+            return
         if self._read:
             self._read += data
             return

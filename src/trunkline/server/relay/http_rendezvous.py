@@ -194,6 +194,9 @@ class HttpLeg(asyncio.BufferedProtocol):
     # -- inside
 
     def _take(self, data: bytes) -> None:
+        if self._farewell is not None:
+            # It is read and dropped.
+            return
         if self._rest:
             self._rest += data
             return
@@ -217,7 +220,7 @@ class HttpLeg(asyncio.BufferedProtocol):
 
     def _read_or_not(self) -> None:
         """Read only while nothing waits, and the owner wants more."""
-        wanted = self._farewell is not None or self._owner is None or (self._is_wanted and not self._rest)
+        wanted = self._farewell is not None or (not self._rest and (self._is_wanted or self._owner is None))
         transport = self._transport
         if transport is not None and wanted == self._is_paused and not transport.is_closing():
             self._is_paused = not wanted
@@ -247,10 +250,14 @@ class HttpLeg(asyncio.BufferedProtocol):
                     self._owner = None
                     if owner is not None:
                         owner.rendezvous_ended()
+                    if self._rest:
+                        # The owner did not want it; the peer's Close may be behind it.
+                        asyncio.get_running_loop().call_soon(self._go_on)
                     self._read_or_not()
 
     def _close_transport(self) -> None:
         if self._transport is not None and self._farewell is None:
             self._farewell = Farewell(self._transport)
+            self._rest = b""
             self._read_or_not()
             self._farewell.begin()
