@@ -33,11 +33,13 @@ $(READY): requirements.lock pyproject.toml
 run: $(READY)
 	@$(BIN)/trunkline emulator --demo $(if $(ONCE),--once) --data .cache/emulator $(ARGS)
 
-# The protocol core is measured from its own tests alone: what only an e2e test reaches counts as not covered.
+# The protocol core is measured from its own tests alone: what only an e2e test reaches counts as not covered. The others
+# wait for programs and clocks half of their time, so there are more of them at once than processors.
+test: WORKERS = $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) * 3 // 2 + 1)')
 test: $(READY)
 	$(BIN)/python -m coverage run -m pytest -q tests/protocol
 	$(BIN)/python -m coverage report --fail-under=100
-	$(BIN)/python -m pytest -q -n auto -m "not slow" --ignore=tests/protocol $(ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" --ignore=tests/protocol $(ARGS)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow $(ARGS)

@@ -90,9 +90,11 @@ async def test_listener_that_speaks_http_only_never_hears_of_a_websocket() -> No
             assert refused.value.response.status_code == 400
             assert "web takes plain HTTP requests only" in refused.value.response.reason_phrase
         await node.change_hybrid_connection("web", accepts=["http", "websocket"])
-        async with await node.client("web").create_connection() as sender:
-            await sender.send("now")
-            assert await (await listener.accept()).recv() == "now"
+        sender = await node.client("web").create_connection()
+        accepted = await listener.accept()
+        await sender.send("now")
+        assert await accepted.recv() == "now"
+        await asyncio.gather(sender.close(), accepted.close())
 
 
 @pytest.mark.loop("uvloop")

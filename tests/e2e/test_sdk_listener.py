@@ -155,6 +155,7 @@ async def test_listener_reconnects_when_the_node_restarts() -> None:
         await serving
 
 
+@pytest.mark.slow  # tokens last whole seconds
 async def test_token_is_renewed_without_a_gap() -> None:
     async with quiet_node(token_grace=0) as node:
         text = node.connection_string(rule="listen")

@@ -48,10 +48,10 @@ def test_the_address_of_a_hybrid_connection_as_an_http_client_takes_it() -> None
 
 
 async def test_the_token_is_for_the_hybrid_connection() -> None:
-    signature = sas.parse(await SenderToken(STRING).get())
+    signature = sas.parse(await SenderToken(STRING).token())
     assert signature.covers(["ns.example.com"], "orders/eu")
     assert sas.signed_by(signature, "key")
-    whole = sas.parse(await SenderToken("sb://ns.example.com", key_name="send", key="key").get())
+    whole = sas.parse(await SenderToken("sb://ns.example.com", key_name="send", key="key").token())
     assert whole.covers(["ns.example.com"], "orders/eu") and whole.covers(["ns.example.com"], "other")
 
 
@@ -60,27 +60,27 @@ async def test_it_is_kept_until_a_while_before_its_end(lifetime: float, kept: fl
     clock = Clock()
     provider = CountedTokens(clock, lifetime)
     token = SenderToken("sb://ns.example.com/orders", token_provider=provider, _time=clock)
-    assert await token.get() == "token 1"
+    assert await token.token() == "token 1"
     clock.now += kept - 1
-    assert await token.get() == token.get_blocking() == "token 1"
+    assert await token.token() == token.token_blocking() == "token 1"
     clock.now += 1
-    assert await token.get() == "token 2"
+    assert await token.token() == "token 2"
 
 
 async def test_one_whose_end_is_not_known_is_asked_for_each_time() -> None:
     provider = CountedTokens(Clock(), None)
     token = SenderToken("sb://ns.example.com/orders", token_provider=provider)
-    assert [await token.get(), await token.get()] == ["token 1", "token 2"]
+    assert [await token.token(), await token.token()] == ["token 1", "token 2"]
 
 
 def test_a_thread_without_a_loop_gets_one_too() -> None:
     provider = CountedTokens(Clock(), 60)
-    assert SenderToken("sb://ns.example.com/orders", token_provider=provider).get_blocking() == "token 1"
+    assert SenderToken("sb://ns.example.com/orders", token_provider=provider).token_blocking() == "token 1"
 
 
 async def test_a_thread_with_a_loop_may_wait_as_well() -> None:
     provider = CountedTokens(Clock(), 60)
-    assert SenderToken("sb://ns.example.com/orders", token_provider=provider).get_blocking() == "token 1"
+    assert SenderToken("sb://ns.example.com/orders", token_provider=provider).token_blocking() == "token 1"
 
 
 def test_what_the_provider_raises_is_raised() -> None:
@@ -89,7 +89,7 @@ def test_what_the_provider_raises_is_raised() -> None:
             raise RuntimeError("the identity provider is away")
 
     with pytest.raises(RuntimeError, match="is away"):
-        SenderToken("sb://ns.example.com/orders", token_provider=Fails()).get_blocking()
+        SenderToken("sb://ns.example.com/orders", token_provider=Fails()).token_blocking()
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,8 @@ def test_what_the_provider_raises_is_raised() -> None:
         ("https://evilns.example.com:8443/", False),
         ("https://ns.example.com.evil.org:8443/", False),
         ("https://user@evil.org:8443/ns.example.com", False),
+        ("https://ns.example.com:99999/", False),
+        ("https://[ns.example.com:8443/", False),
         ("/orders", False),
         ("", False),
     ],
@@ -124,5 +126,5 @@ def test_without_a_key_there_is_no_token() -> None:
 
 async def test_it_is_not_shown() -> None:
     token = SenderToken("sb://ns.example.com/orders", token_provider=StaticToken("the secret"))
-    assert await token.get() == "the secret"
+    assert await token.token() == "the secret"
     assert "secret" not in repr(token) and "https://ns.example.com/orders" in repr(token)

@@ -25,6 +25,7 @@ async def count(listener: NodeScript) -> int:
     return int((await listener.expect("count"))["count"])
 
 
+@pytest.mark.slow  # tokens last whole seconds
 async def test_hyco_https_renews_its_token_and_keeps_its_control_channel(node_script: Start) -> None:
     async with relay_node(tls=True, token_grace=0) as node:
         token = Addresses(node.connection_string()).token_options(seconds=3)

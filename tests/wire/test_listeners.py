@@ -81,6 +81,7 @@ async def test_hyco_listener_stays_through_silence_because_the_node_pings(
             await exchange(sender, at, 1)
 
 
+@pytest.mark.slow  # tokens last whole seconds
 async def test_hyco_listener_renews_its_token_and_keeps_its_control_channel(
     node_script: Callable[..., NodeScript],
 ) -> None:

@@ -23,6 +23,7 @@ async def count_sockets(listener: NodeScript) -> int:
     return int((await listener.expect("sockets"))["count"])
 
 
+@pytest.mark.slow  # it waits for a client that backs off
 async def test_one_hyco_listener_calms_down_after_the_node_was_restarted(
     node_script: Callable[..., NodeScript],
 ) -> None:

@@ -86,7 +86,7 @@ async def _answer_request(request: HttpRequest) -> HttpResponse:
 async def _ask(to_send: str, context: ssl.SSLContext | Literal[False]) -> None:
     started = time.perf_counter()
     token = SenderToken(to_send, ssl=None if context else False)
-    headers = {OTHER_TOKEN_HEADER: await token.get()}
+    headers = {OTHER_TOKEN_HEADER: await token.token()}
     async with (
         aiohttp.ClientSession(trust_env=False) as client,
         client.post(token.base_url, data=b"Hello over HTTP", headers=headers, ssl=context or True) as answer,

@@ -31,9 +31,13 @@ class SenderToken:
     """Tokens for the requests of one sender.
 
     Args:
-        address, entity_path, token_provider, key_name, key: as for `trunkline.HybridConnectionClient`. Without a path
-            the tokens are for the whole namespace.
-        ssl: False for no TLS, with a connection string or ``sb://``.
+        address: ``sb://host[:port]/path``, or with ``https``, ``http`` and so on; or a connection string.
+        entity_path: path of the hybrid connection, when `address` does not hold it; without any the tokens are for the
+            whole namespace.
+        token_provider: gives tokens with the right Send: a `TokenProvider` or a credential of azure-identity.
+        key_name, key: an authorization rule, instead of `token_provider`.
+        ssl: False for a relay without TLS, with a connection string or ``sb://``. Certificates are for the HTTP client
+            to check.
 
     Raises:
         InvalidConnectionString, InvalidUrl, InvalidSetting: the arguments cannot be used.
@@ -57,11 +61,11 @@ class SenderToken:
                 "A token needs a key: give key_name and key, a token_provider, or a connection string that has one"
             )
         self._time = _time
-        self._token: Token | None = None
+        self._current: Token | None = None
         self._renew_at = 0.0
 
     def __repr__(self) -> str:
-        return f"<SenderToken {self.base_url}>"
+        return f"<{type(self).__name__} {self.base_url}>"
 
     @property
     def base_url(self) -> str:
@@ -70,19 +74,23 @@ class SenderToken:
 
     def is_for(self, url: str) -> bool:
         """Whether a request to `url` may have the token: it goes to the relay's host, or an entity's own below it."""
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:
+            return False
         if parts.hostname is None or (parts.scheme == "https") is not self._endpoint.secure:
             return False
         default = 443 if self._endpoint.secure else 80
-        if (parts.port or default) != (self._endpoint.port or default):
+        if (port or default) != (self._endpoint.port or default):
             return False
         return parts.hostname == self._endpoint.host or parts.hostname.endswith(f".{self._endpoint.host}")
 
-    async def get(self) -> str:
+    async def token(self) -> str:
         """A token that is good for a while."""
         return self._kept() or self._keep(await self._endpoint.token())
 
-    def get_blocking(self) -> str:
+    def token_blocking(self) -> str:
         """The same, from a thread that may wait, also one in which an event loop runs."""
         kept = self._kept()
         if kept is not None:
@@ -104,12 +112,12 @@ class SenderToken:
         return self._keep(token)
 
     def _kept(self) -> str | None:
-        return self._token.text if self._token is not None and self._time() < self._renew_at else None
+        return self._current.text if self._current is not None and self._time() < self._renew_at else None
 
     def _keep(self, token: Token | None) -> str:
         assert token is not None
         now = self._time()
-        self._token = token
+        self._current = token
         # One without a known end is asked for each time: its maker knows it.
         ends = now if token.expires_at is None else token.expires_at
         self._renew_at = max(ends - RENEW_MARGIN, (now + ends) / 2)
