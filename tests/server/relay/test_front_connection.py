@@ -9,6 +9,7 @@ import pytest
 from server.relay.front_port import Echo, Port, say_nothing, say_target
 from server.relay.peers import handshake, until
 from server.relay.test_exchange import request, whole
+from trunkline.protocol.errors import MissingToken
 from trunkline.protocol.limits import ANSWER_STALLED, HEAD_TIMEOUT, KEEP_ALIVE_TIMEOUT
 from trunkline.server.relay.exchange import Exchange
 from trunkline.server.relay.front_connection import EARLY_LIMIT, HIGH_WATER
@@ -143,6 +144,22 @@ async def test_websocket_may_follow_plain_requests_on_a_connection() -> None:
         assert (await peer.answer()).status == 101
         assert await peer.read(5) == b"early"
         assert not port.frontend.connections and not port.frontend.idle
+
+
+@pytest.mark.parametrize("head", [request(), handshake("/$hc/a")], ids=["plain", "websocket"])
+async def test_request_that_is_held_is_still_what_it_was(head: bytes) -> None:
+    """Of one that is refused later only the beginning of its head is kept."""
+    async with Port(say_nothing) as port, await port.dial() as peer:
+        peer.send(head)
+        exchange = await port.exchange()
+        exchange.hold()
+        assert port.frontend.in_flight == (0 if exchange.is_websocket else 1)
+        exchange.refuse(MissingToken(), "MissingToken: held")
+        _, body = await whole(peer)
+        # A handshake is refused in text, whose clients read that; a request in JSON.
+        assert (body == b"MissingToken: held\n") is exchange.is_websocket
+        assert await peer.to_end() == b""
+        assert port.frontend.in_flight == 0
 
 
 async def test_refused_websocket_ends_a_connection_that_was_kept_alive() -> None:

@@ -181,7 +181,7 @@ class Admission:
         try:
             target = parse_target(exchange.head.target)
             if isinstance(target, HttpTarget):
-                if exchange.head.is_websocket:
+                if exchange.is_websocket:
                     subject.action = Action.CONNECT
                 elif runtime_information.is_inquiry(exchange.head):
                     subject.is_inquiry = True
@@ -189,7 +189,7 @@ class Admission:
                 else:
                     subject.is_request = True
                 return self._admit(exchange.head, target, subject)
-            if not exchange.head.is_websocket:
+            if not exchange.is_websocket:
                 raise NotAWebSocket(_NOT_A_WEBSOCKET_10 if exchange.head.version == "1.0" else "")
             subject.action = target.action
             subject.tracking_id = tracking_id = tracking_id_of(target.id) or tracking_id

@@ -83,6 +83,7 @@ class Exchange:
         "body_is_paused",
         "has_begun",
         "head",
+        "is_websocket",
         "on_congested",
         "on_left",
         "on_relieved",
@@ -94,6 +95,8 @@ class Exchange:
     def __init__(self, connection: FrontendProtocol, head: RequestHead, remote: tuple[str, int], secure: bool) -> None:
         self._connection: FrontendProtocol | None = connection
         self.head = head
+        # Whether it is the handshake of one; also when no more than the beginning of its head is kept (`hold`).
+        self.is_websocket = head.is_websocket
         # Address and port of the client, which may be behind a trusted proxy; then the port may be 0, for unknown.
         # Whatever needs to know who asks, counts, limits or logs, takes it from here.
         self.remote = remote
@@ -241,7 +244,7 @@ class Exchange:
             return
         if not linger:
             self._stays = False
-        is_text = not connection.keeps_alive or self.head.is_websocket
+        is_text = not connection.keeps_alive or self.is_websocket
         body, content_type = refusal_body(error, phrase, is_text=is_text)
         self.respond(error.status, phrase, body=body, content_type=content_type)
         if not linger:
@@ -362,7 +365,7 @@ class Exchange:
             lines.append("Transfer-Encoding: chunked")
         else:
             self._stays = False
-        self._stays = self._stays and connection.may_stay and head.wants_to_stay and not head.is_websocket
+        self._stays = self._stays and connection.may_stay and head.wants_to_stay and not self.is_websocket
         reads_on = self._sink is not None and not is_whole
         self._stays = self._stays and (self._body is None or reads_on or self._is_dropped_soon())
         if not self._stays:

@@ -369,7 +369,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
             given = head.get("X-Forwarded-For"), head.get("X-Forwarded-Proto")
             remote, secure = frontend.proxies.client(remote, secure, *given)
         exchange = self._exchange = Exchange(self, head, remote, secure)
-        if not head.is_websocket:
+        if not exchange.is_websocket:
             frontend.in_flight += 1
         frontend.serve(exchange)
 
@@ -497,7 +497,7 @@ class FrontendProtocol(asyncio.BufferedProtocol):
 
     def _let_exchange_go(self) -> None:
         exchange, self._exchange = self._exchange, None
-        if exchange is not None and not exchange.head.is_websocket:
+        if exchange is not None and not exchange.is_websocket:
             self._frontend.in_flight -= 1
 
     def head_overdue(self) -> None:
