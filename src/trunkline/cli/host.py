@@ -6,10 +6,11 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -94,66 +95,100 @@ def command(
     if reload_dir and not reload:
         raise usage("--reload-dir is given without --reload", "add --reload, or leave it out")
 
-    def say(text: str) -> None:
-        if not quiet:
-            print(text, file=sys.stderr, flush=True)
-
     if reload:
         folders = reload_dir or [app_dir]
         for folder in folders:
             if not folder.is_dir():
                 raise usage(f"{folder} is no folder", "name folders with --app-dir and --reload-dir")
-        arguments = ["host", app, "--reloaded", "--app-dir", str(app_dir), "--entity", who.entity]
-        arguments += ["--shutdown-timeout", str(shutdown_timeout), "--timeout", str(timeout)]
-        for flag, wanted in (
-            ("--factory", factory),
-            ("--access-log", access_log),
-            ("--quiet", quiet),
-            ("--no-tls", no_tls),
-        ):
-            arguments += [flag] if wanted else []
-        for option, value in (("--root-path", root_path), ("--ca", ca), ("--proxy", proxy)):
-            arguments += [option, str(value)] if value is not None else []
+        flags = {"--factory": factory, "--access-log": access_log, "--quiet": quiet, "--no-tls": no_tls}
+        values = {
+            "--app-dir": app_dir,
+            "--entity": who.entity,
+            "--shutdown-timeout": shutdown_timeout,
+            "--timeout": timeout,
+            "--root-path": root_path,
+            "--ca": ca,
+            "--proxy": proxy,
+        }
         # The key goes by a variable: other users of this computer may see options.
         env = {**os.environ, credentials.CONNECTION_STRING_VARIABLE: who.text}
-        run(run_again_on_change([sys.executable, "-m", "trunkline", *arguments], folders, say, env=env))
+        run(run_again_on_change(_reloaded(app, flags, values), folders, partial(_say, quiet), env=env))
         return
 
-    async def serve() -> None:
-        from trunkline.sdk.asgi import AsgiHost, LifespanFailed
+    def load() -> Callable[..., Any]:
+        return asgi_application.load(app, factory=factory, folder=app_dir)
 
-        if reloaded:
-            task = asyncio.current_task()
-            assert task is not None
-            end_with_parent(task.cancel)
-        # In the loop, as other servers have it: some applications look for it when they are imported.
-        application = asgi_application.load(app, factory=factory, folder=app_dir)
-        _log_to_stderr(logging.ERROR if quiet else logging.WARNING)
-        try:
-            with _lines(access_log) as on_served:
-                host = AsgiHost(
-                    application,
-                    who.text,
-                    entity_path=who.entity,
-                    ssl=who.ssl,
-                    proxy=who.proxy,
-                    root_path=root_path,
-                    shutdown_timeout=shutdown_timeout,
-                    on_served=on_served,
-                )
-                with who.reaching():
-                    await host.open(timeout)
-                try:
-                    say(f"serving {app} on {host.url}; Ctrl-C ends")
-                    if not quiet and not reloaded:
-                        say("\n".join(await _access_lines(who, host.url)))
-                    await host.wait_closed()
-                finally:
-                    await host.close()
-        except LifespanFailed as error:
-            raise Failure(str(error), "correct the application; its own output says more") from error
+    options = {"root_path": root_path, "shutdown_timeout": shutdown_timeout}
+    run(_serve(app, load, who, options, timeout, access_log=access_log, quiet=quiet, reloaded=reloaded))
 
-    run(serve())
+
+def _reloaded(app: str, flags: Mapping[str, bool], values: Mapping[str, object]) -> list[str]:
+    """The command whose process serves until a file changes: this one, without what watches."""
+    arguments = [name for name, wanted in flags.items() if wanted]
+    for name, value in values.items():
+        arguments += [name, str(value)] if value is not None else []
+    return [sys.executable, "-m", "trunkline", "host", app, "--reloaded", *arguments]
+
+
+async def _serve(
+    name: str,
+    load: Callable[[], Callable[..., Any]],
+    who: credentials.Credentials,
+    options: Mapping[str, Any],
+    timeout: float,
+    *,
+    access_log: bool,
+    quiet: bool,
+    reloaded: bool,
+) -> None:
+    """Serve until a signal comes.
+
+    Args:
+        name: of the application, as the user wrote it.
+        load: imports it.
+        options: for `AsgiHost`.
+        timeout: seconds to register.
+        reloaded: another process watches the files, and this one ends with it.
+
+    Raises:
+        Failure: the application does not start.
+    """
+    from trunkline.sdk.asgi import AsgiHost, LifespanFailed
+
+    if reloaded:
+        task = asyncio.current_task()
+        assert task is not None
+        end_with_parent(task.cancel)
+    # In the loop, as other servers have it: some applications look for it when they are imported.
+    application = load()
+    _log_to_stderr(logging.ERROR if quiet else logging.WARNING)
+    try:
+        with _lines(access_log) as on_served:
+            host = AsgiHost(
+                application,
+                who.text,
+                entity_path=who.entity,
+                ssl=who.ssl,
+                proxy=who.proxy,
+                on_served=on_served,
+                **options,
+            )
+            with who.reaching():
+                await host.open(timeout)
+            try:
+                _say(quiet, f"serving {name} on {host.url}; Ctrl-C ends")
+                if not quiet and not reloaded:
+                    _say(quiet, "\n".join(await _access_lines(who, host.url)))
+                await host.wait_closed()
+            finally:
+                await host.close()
+    except LifespanFailed as error:
+        raise Failure(str(error), "correct the application; its own output says more") from error
+
+
+def _say(quiet: bool, text: str) -> None:
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)
 
 
 def _log_to_stderr(level: int) -> None:
